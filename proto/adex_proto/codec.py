@@ -1,0 +1,393 @@
+"""Dataclass <-> protobuf of the worker's wire, both ways; the only module that knows both forms.
+
+Encoding assumes valid dataclasses. Decoding trusts nobody: a message without its kind, with an
+unknown enum value or with values its dataclass refuses raises ProtocolViolation.
+"""
+
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
+from adex_proto.errors import AdexError, ProtocolViolation, ValidationError, error_of
+from adex_proto.outcome import (
+    AdapterEvent,
+    Evicted,
+    Fetched,
+    FetchFailed,
+    Heartbeat,
+    Held,
+    Hello,
+    Moved,
+    MoveFailed,
+    SampledToken,
+    SequenceFailure,
+    StepOutcome,
+    WorkerInfo,
+)
+from adex_proto.plan import (
+    AdapterCommand,
+    Evict,
+    Fetch,
+    NewSequence,
+    PageIn,
+    Span,
+    Stage,
+    StepPlan,
+)
+from adex_proto.sampling import SamplingParams
+from adex_proto.v1 import worker_pb2 as pb
+
+Down = StepPlan | AdapterCommand
+Up = Hello | StepOutcome | AdapterEvent | Heartbeat
+
+ToWorkerMessage = pb.ToWorker
+FromWorkerMessage = pb.FromWorker
+WorkerInfoMessage = pb.WorkerInfo
+GetInfoRequestMessage = pb.GetInfoRequest
+
+WORKER_SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Worker"].full_name
+
+_TIER_TO_WIRE = {
+    Tier.ABSENT: pb.TIER_ABSENT,
+    Tier.DISK: pb.TIER_DISK,
+    Tier.HOST: pb.TIER_HOST,
+    Tier.DEVICE: pb.TIER_DEVICE,
+}
+
+
+# Down: plans and commands.
+
+
+def encode_to_worker(down: Down) -> pb.ToWorker:
+    match down:
+        case StepPlan():
+            return pb.ToWorker(plan=_plan_to_wire(down))
+        case Fetch():
+            return pb.ToWorker(fetch=pb.Fetch(key=_key_to_wire(down.key)))
+        case Stage():
+            return pb.ToWorker(stage=pb.Stage(digest=down.digest))
+        case PageIn():
+            page_in = pb.PageIn(
+                digest=down.digest, slot=down.slot, first_page=down.first_page, pages=down.pages
+            )
+            return pb.ToWorker(page_in=page_in)
+        case Evict():
+            return pb.ToWorker(evict=pb.Evict(digest=down.digest, tier=_TIER_TO_WIRE[down.tier]))
+
+
+def decode_to_worker(message: pb.ToWorker) -> Down:
+    """Raises ProtocolViolation for a message without a kind this side knows."""
+    match message.WhichOneof("kind"):
+        case "plan":
+            return _plan_from_wire(message.plan)
+        case "fetch":
+            return Fetch(_key_from_wire(message.fetch.key))
+        case "stage":
+            return Stage(message.stage.digest)
+        case "page_in":
+            page_in = message.page_in
+            return PageIn(page_in.digest, page_in.slot, page_in.first_page, page_in.pages)
+        case "evict":
+            return Evict(message.evict.digest, _tier_from_wire(message.evict.tier))
+        case _:
+            raise _unknown_kind("ToWorker")
+
+
+def _plan_to_wire(plan: StepPlan) -> pb.StepPlan:
+    return pb.StepPlan(
+        step=plan.step,
+        arrived=[_arrived_to_wire(new) for new in plan.arrived],
+        spans=[
+            pb.Span(
+                sequence=span.sequence,
+                start=span.start,
+                count=span.count,
+                samples=span.samples,
+                new_blocks=span.new_blocks,
+            )
+            for span in plan.spans
+        ],
+        finished=plan.finished,
+    )
+
+
+def _plan_from_wire(plan: pb.StepPlan) -> StepPlan:
+    return StepPlan(
+        step=plan.step,
+        arrived=tuple(_arrived_from_wire(new) for new in plan.arrived),
+        spans=tuple(
+            Span(span.sequence, span.start, span.count, span.samples, tuple(span.new_blocks))
+            for span in plan.spans
+        ),
+        finished=tuple(plan.finished),
+    )
+
+
+def _arrived_to_wire(new: NewSequence) -> pb.NewSequence:
+    return pb.NewSequence(
+        sequence=new.sequence,
+        token_ids=new.token_ids,
+        output_start=new.output_start,
+        slot=new.slot,
+        sampling=_sampling_to_wire(new.sampling),
+    )
+
+
+def _arrived_from_wire(new: pb.NewSequence) -> NewSequence:
+    return NewSequence(
+        sequence=new.sequence,
+        token_ids=tuple(new.token_ids),
+        output_start=new.output_start,
+        slot=new.slot,
+        sampling=_sampling_from_wire(new.sampling),
+    )
+
+
+def _sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
+    return pb.SamplingParams(
+        max_new_tokens=sampling.max_new_tokens,
+        min_new_tokens=sampling.min_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        typical_p=sampling.typical_p,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=[pb.LogitBias(token_id=t, bias=bias) for t, bias in sampling.logit_bias],
+        seed=sampling.seed,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+    )
+
+
+def _sampling_from_wire(sampling: pb.SamplingParams) -> SamplingParams:
+    try:
+        return SamplingParams(
+            max_new_tokens=sampling.max_new_tokens,
+            min_new_tokens=sampling.min_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            typical_p=sampling.typical_p,
+            repetition_penalty=sampling.repetition_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            logit_bias=tuple((item.token_id, item.bias) for item in sampling.logit_bias),
+            seed=sampling.seed,
+            stop_token_ids=tuple(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+        )
+    except ValidationError as error:
+        # The front has checked what callers send, so a bad value here is not the caller's fault.
+        raise ProtocolViolation(f"sampling on the wire: {error.message}") from error
+
+
+# Up: hello, outcomes, adapter events, heartbeats.
+
+
+def encode_from_worker(up: Up) -> pb.FromWorker:
+    match up:
+        case Hello():
+            held = [_held_to_wire(item) for item in up.held]
+            return pb.FromWorker(hello=pb.Hello(info=encode_info(up.info), held=held))
+        case StepOutcome():
+            return pb.FromWorker(outcome=_outcome_to_wire(up))
+        case Fetched():
+            version = _version_to_wire(up.version)
+            return pb.FromWorker(fetched=pb.Fetched(key=_key_to_wire(up.key), version=version))
+        case FetchFailed():
+            failed = pb.FetchFailed(key=_key_to_wire(up.key), error=_error_to_wire(up.error))
+            return pb.FromWorker(fetch_failed=failed)
+        case Moved():
+            return pb.FromWorker(moved=pb.Moved(digest=up.digest, tier=_TIER_TO_WIRE[up.tier]))
+        case MoveFailed():
+            tier, error = _TIER_TO_WIRE[up.tier], _error_to_wire(up.error)
+            return pb.FromWorker(
+                move_failed=pb.MoveFailed(digest=up.digest, tier=tier, error=error)
+            )
+        case Evicted():
+            return pb.FromWorker(evicted=pb.Evicted(digest=up.digest, tier=_TIER_TO_WIRE[up.tier]))
+        case Heartbeat():
+            return pb.FromWorker(heartbeat=pb.Heartbeat(step=up.step))
+
+
+def decode_from_worker(message: pb.FromWorker) -> Up:
+    """Raises ProtocolViolation for a message without a kind this side knows."""
+    match message.WhichOneof("kind"):
+        case "hello":
+            held = tuple(_held_from_wire(item) for item in message.hello.held)
+            return Hello(decode_info(message.hello.info), held)
+        case "outcome":
+            return _outcome_from_wire(message.outcome)
+        case "fetched":
+            fetched = message.fetched
+            return Fetched(_key_from_wire(fetched.key), _version_from_wire(fetched.version))
+        case "fetch_failed":
+            failed = message.fetch_failed
+            return FetchFailed(_key_from_wire(failed.key), _error_from_wire(failed.error))
+        case "moved":
+            return Moved(message.moved.digest, _tier_from_wire(message.moved.tier))
+        case "move_failed":
+            moving = message.move_failed
+            error = _error_from_wire(moving.error)
+            return MoveFailed(moving.digest, _tier_from_wire(moving.tier), error)
+        case "evicted":
+            return Evicted(message.evicted.digest, _tier_from_wire(message.evicted.tier))
+        case "heartbeat":
+            return Heartbeat(message.heartbeat.step)
+        case _:
+            raise _unknown_kind("FromWorker")
+
+
+def encode_info(info: WorkerInfo) -> pb.WorkerInfo:
+    return pb.WorkerInfo(
+        model_id=info.model_id,
+        architecture=info.architecture,
+        dtype=info.dtype,
+        device=info.device,
+        layers=info.layers,
+        vocabulary=info.vocabulary,
+        positions_max=info.positions_max,
+        block_tokens=info.block_tokens,
+        page_bytes=info.page_bytes,
+        pages=info.pages,
+        slots_max=info.slots_max,
+        host_bytes=info.host_bytes,
+        disk_bytes=info.disk_bytes,
+        rank_max=info.rank_max,
+        step_tokens_max=info.step_tokens_max,
+        step_sequences_max=info.step_sequences_max,
+        eos_token_ids=info.eos_token_ids,
+    )
+
+
+def decode_info(info: pb.WorkerInfo) -> WorkerInfo:
+    return WorkerInfo(
+        model_id=info.model_id,
+        architecture=info.architecture,
+        dtype=info.dtype,
+        device=info.device,
+        layers=info.layers,
+        vocabulary=info.vocabulary,
+        positions_max=info.positions_max,
+        block_tokens=info.block_tokens,
+        page_bytes=info.page_bytes,
+        pages=info.pages,
+        slots_max=info.slots_max,
+        host_bytes=info.host_bytes,
+        disk_bytes=info.disk_bytes,
+        rank_max=info.rank_max,
+        step_tokens_max=info.step_tokens_max,
+        step_sequences_max=info.step_sequences_max,
+        eos_token_ids=tuple(info.eos_token_ids),
+    )
+
+
+def _outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
+    return pb.StepOutcome(
+        step=outcome.step,
+        tokens=[_token_to_wire(token) for token in outcome.tokens],
+        failures=[
+            pb.SequenceFailure(sequence=item.sequence, error=_error_to_wire(item.error))
+            for item in outcome.failures
+        ],
+        seconds=outcome.seconds,
+    )
+
+
+def _outcome_from_wire(outcome: pb.StepOutcome) -> StepOutcome:
+    return StepOutcome(
+        step=outcome.step,
+        tokens=tuple(_token_from_wire(token) for token in outcome.tokens),
+        failures=tuple(
+            SequenceFailure(item.sequence, _error_from_wire(item.error))
+            for item in outcome.failures
+        ),
+        seconds=outcome.seconds,
+    )
+
+
+def _token_to_wire(token: SampledToken) -> pb.SampledToken:
+    return pb.SampledToken(
+        sequence=token.sequence,
+        token_id=token.token_id,
+        logprob=token.logprob,
+        alternatives=[pb.Alternative(token_id=t, logprob=p) for t, p in token.alternatives],
+    )
+
+
+def _token_from_wire(token: pb.SampledToken) -> SampledToken:
+    return SampledToken(
+        sequence=token.sequence,
+        token_id=token.token_id,
+        logprob=token.logprob if token.HasField("logprob") else None,
+        alternatives=tuple((item.token_id, item.logprob) for item in token.alternatives),
+    )
+
+
+# What both directions share.
+
+
+def _key_to_wire(key: AdapterKey) -> pb.AdapterKey:
+    return pb.AdapterKey(tenant=key.tenant, source=key.source, name=key.name, revision=key.revision)
+
+
+def _key_from_wire(key: pb.AdapterKey) -> AdapterKey:
+    return AdapterKey(key.tenant, key.source, key.name, key.revision)
+
+
+def _version_to_wire(version: AdapterVersion) -> pb.AdapterVersion:
+    return pb.AdapterVersion(
+        digest=version.digest,
+        bundle_bytes=version.bundle_bytes,
+        rank_max=version.rank_max,
+        modules=version.modules,
+    )
+
+
+def _version_from_wire(version: pb.AdapterVersion) -> AdapterVersion:
+    return AdapterVersion(version.digest, version.bundle_bytes, version.rank_max, version.modules)
+
+
+def _held_to_wire(held: Held) -> pb.Held:
+    return pb.Held(version=_version_to_wire(held.version), tier=_TIER_TO_WIRE[held.tier])
+
+
+def _held_from_wire(held: pb.Held) -> Held:
+    return Held(_version_from_wire(held.version), _tier_from_wire(held.tier))
+
+
+def _tier_from_wire(tier: int) -> Tier:
+    try:
+        return Tier(tier)
+    except ValueError as error:
+        raise ProtocolViolation(f"tier {tier} on the wire is none this side knows") from error
+
+
+def _error_to_wire(error: AdexError) -> pb.Error:
+    return pb.Error(
+        code=error.code,
+        message=error.message,
+        field=error.field,
+        remedy=error.remedy,
+        retry_after_s=error.retry_after_s,
+    )
+
+
+def _error_from_wire(error: pb.Error) -> AdexError:
+    return error_of(
+        error.code,
+        error.message,
+        field=error.field if error.HasField("field") else None,
+        remedy=error.remedy if error.HasField("remedy") else None,
+        retry_after_s=error.retry_after_s if error.HasField("retry_after_s") else None,
+    )
+
+
+def _unknown_kind(message: str) -> ProtocolViolation:
+    return ProtocolViolation(
+        f"a {message} message carries no kind this side knows",
+        remedy="Run the scheduler and the worker from one release",
+    )

@@ -1,0 +1,1 @@
+"""Generated messages and stubs; regenerate with `make protos`, never edit."""
