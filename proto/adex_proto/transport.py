@@ -1,12 +1,12 @@
 """How the two ends of the worker's gRPC connection are set up, so that they agree."""
 
-# What one peer can make the other hold at once. A token id takes at most three bytes below a vocabulary
-# of two million, so a plan may introduce over twenty million prompt tokens before it meets this.
+# What one peer can make the other hold at once. A token id below two million takes at most three
+# bytes, so a plan may introduce over twenty million prompt tokens before it meets this.
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 _KEEPALIVE_TIME_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
-# A server drops peers that ping more often than this; half the client's interval leaves room for jitter.
+# A server drops peers that ping more often than this; half the client's interval allows for jitter.
 _PING_INTERVAL_MIN_MS = _KEEPALIVE_TIME_MS // 2
 
 _BOTH_ENDS: tuple[tuple[str, int], ...] = (
@@ -20,7 +20,7 @@ _BOTH_ENDS: tuple[tuple[str, int], ...] = (
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     *_BOTH_ENDS,
-    # Reconnecting is the caller's own loop, with its own back-off; a shared subchannel would add another.
+    # Reconnecting is the caller's own loop; a shared subchannel would add a second back-off to it.
     ("grpc.use_local_subchannel_pool", 1),
 )
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
