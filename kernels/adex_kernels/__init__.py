@@ -1,0 +1,1 @@
+"""Device math: tensors in, tensors out, and nothing else."""

@@ -1,0 +1,88 @@
+"""What the scheduler asks of a worker: steps, and moves of adapters between tiers.
+
+A plan carries differences only. The worker keeps each sequence's tokens, block table and sampling
+from the plan that first named it until the plan that lists it as finished.
+"""
+
+from dataclasses import dataclass
+
+from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence the worker meets for the first time, or again after preemption.
+
+    `token_ids` are all tokens known so far; those from `output_start` on were generated before.
+    `slot` is its adapter's slot (0: the base model).
+    """
+
+    sequence: int
+    token_ids: tuple[int, ...]
+    output_start: int
+    slot: int
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's share of a step: positions [start, start + count) are computed.
+
+    `new_blocks` extend its block table. `samples` says that the last position yields a token, which
+    the worker keeps as the sequence's next one, so that the next plan need not carry it.
+    """
+
+    sequence: int
+    start: int
+    count: int
+    samples: bool
+    new_blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: forget `finished`, meet `arrived`, then compute `spans` in one forward pass."""
+
+    step: int
+    arrived: tuple[NewSequence, ...]
+    spans: tuple[Span, ...]
+    finished: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Resolve `key`, check it, convert it, and keep its bundle on disk. Answer: Fetched."""
+
+    key: AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Read a bundle from disk into host memory. Answer: Moved to HOST."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageIn:
+    """Copy a bundle from host memory to pages [first_page, first_page + pages) as `slot`.
+
+    Answer: Moved to DEVICE. No step in flight uses these pages.
+    """
+
+    digest: str
+    slot: int
+    first_page: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Forget a bundle's copy in `tier`; no step in flight uses it. Answer: Evicted."""
+
+    digest: str
+    tier: Tier
+
+
+AdapterCommand = Fetch | Stage | PageIn | Evict

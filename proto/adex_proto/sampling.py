@@ -1,0 +1,80 @@
+"""What a caller may ask of the sampler, and why a sequence may end."""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from adex_proto.errors import ValidationError
+
+TOP_LOGPROBS_MAX = 20
+LOGIT_BIAS_MAX = 300
+STOP_TOKENS_MAX = 64
+SEED_MAX = 2**64 - 1
+
+
+class FinishReason(Enum):
+    """Why a sequence ended of itself."""
+
+    LENGTH = "length"
+    EOS = "eos_token"
+    STOP = "stop_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """One sequence's sampling, validated where it is built.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 switch their filter
+    off; penalties are off at 1 (repetition) and 0 (frequency, presence). `seed` is always given: the
+    token drawn at each position is a function of it, the position and the logits alone.
+    `logprobs` None reports none; n reports the chosen token's and the n most probable ones'.
+    `stop_token_ids` end the sequence besides the model's own end tokens, which `ignore_eos` disables.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("max_new_tokens", self.max_new_tokens, 1, None)
+        _within("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_k", self.top_k, 0, None)
+        _within("top_p", self.top_p, 0.0, 1.0, above=True)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("typical_p", self.typical_p, 0.0, 1.0, above=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("seed", self.seed, 0, SEED_MAX)
+        _within("logit_bias", len(self.logit_bias), 0, LOGIT_BIAS_MAX)
+        _within("stop_token_ids", len(self.stop_token_ids), 0, STOP_TOKENS_MAX)
+        for _, bias in self.logit_bias:
+            _within("logit_bias", bias, -100.0, 100.0)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, TOP_LOGPROBS_MAX)
+
+
+def _within(
+    field: str, value: float, low: float, high: float | None, *, above: bool = False
+) -> None:
+    """Raise unless low <= value <= high (low < value where `above`) and the value is finite."""
+    in_range = math.isfinite(value) and (value > low if above else value >= low)
+    if in_range and (high is None or value <= high):
+        return
+    bounds = f"{'>' if above else '>='} {low:g}" + ("" if high is None else f" and <= {high:g}")
+    raise ValidationError(
+        f"`{field}` must be {bounds}, got {value!r}", field=field, remedy=f"Send a value {bounds}"
+    )
