@@ -1,0 +1,1 @@
+"""The scheduler: fronts, text, the decisions of every step, and the links to the workers."""

@@ -1,0 +1,1 @@
+"""Text in and out of one base model: tokenizer, chat template, detokenisation, stop strings."""
