@@ -1,0 +1,55 @@
+"""The client of Adex: one base model, thousands of LoRA adapters, one call.
+
+from adex import Client
+
+with Client("http://127.0.0.1:8080") as client:
+    print(client.generate("Hello", adapter_id="tone").generated_text)
+"""
+
+from adex.aio import AsyncClient
+from adex.errors import AdexError
+from adex.sync import Client
+from adex.types import (
+    AdapterCard,
+    AdapterSource,
+    AlternativeToken,
+    ChatChoice,
+    ChatChoiceDelta,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatMessage,
+    ChatSampling,
+    Details,
+    InputToken,
+    Message,
+    ModelInfo,
+    Response,
+    Sampling,
+    StreamResponse,
+    Token,
+    Usage,
+)
+
+__all__ = [
+    "AdapterCard",
+    "AdapterSource",
+    "AdexError",
+    "AlternativeToken",
+    "AsyncClient",
+    "ChatChoice",
+    "ChatChoiceDelta",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatMessage",
+    "ChatSampling",
+    "Client",
+    "Details",
+    "InputToken",
+    "Message",
+    "ModelInfo",
+    "Response",
+    "Sampling",
+    "StreamResponse",
+    "Token",
+    "Usage",
+]

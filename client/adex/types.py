@@ -1,0 +1,240 @@
+"""What the calls take and give, as frozen dataclasses; names follow TGI, LoRAX and OpenAI."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+# Where an adapter's files come from.
+AdapterSource = Literal["local", "hub", "s3"]
+
+
+class Sampling(TypedDict, total=False):
+    """Every sampling parameter by name; one left out, or None, takes the server's default.
+
+    `temperature` 0 is greedy, and so is do_sample=False with no other filter set. A text of
+    `stop_sequences` ends the generation and stays in the text; `stop_token_ids` end it as the
+    model's own end token does. `seed` makes a sampled text repeatable. `truncate` keeps the
+    last so many prompt tokens. `top_n_tokens` also reports the n most probable tokens at each
+    position. `logit_bias` maps token ids to what is added to their logits, -100 to 100.
+    """
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop_sequences: list[str] | None
+    stop_token_ids: list[int] | None
+    ignore_eos_token: bool | None
+    top_n_tokens: int | None
+    truncate: int | None
+    return_full_text: bool | None
+    best_of: int | None
+    decoder_input_details: bool | None
+    response_format: Mapping[str, Any] | None
+
+
+class ChatSampling(TypedDict, total=False):
+    """The sampling parameters of a chat, under the same names as in `Sampling`."""
+
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop_sequences: list[str] | None
+    stop_token_ids: list[int] | None
+    ignore_eos_token: bool | None
+    top_n_tokens: int | None
+    response_format: Mapping[str, Any] | None
+
+
+class Message(TypedDict):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlternativeToken:
+    """A token the model could have chosen at a position."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputToken:
+    """A token of the prompt; the first one has no log probability."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A generated token. `special` tokens are not part of the generated text."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+    skipped: bool = False
+    alternatives: tuple[AlternativeToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """How a generation went.
+
+    `finish_reason` is "length", "eos_token" or "stop_sequence". `seed` is None when no draw was
+    made. `prefill` is filled only where `decoder_input_details` asked for it; `tokens` is empty
+    at the end of a stream, which has given them one by one.
+    """
+
+    finish_reason: str
+    prompt_tokens: int
+    generated_tokens: int
+    seed: int | None = None
+    prefill: tuple[InputToken, ...] = ()
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole generation; `details` is None when they were not asked for."""
+
+    generated_text: str
+    details: Details | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResponse:
+    """One token of a stream; the last one also carries the whole text and the details."""
+
+    index: int
+    token: Token
+    generated_text: str | None = None
+    details: Details | None = None
+
+    @property
+    def text(self) -> str:
+        """What this token adds to the generated text."""
+        return "" if self.token.special else self.token.text
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """What the model answered."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatChoice:
+    """One answer; `finish_reason` is "stop" or "length"; `logprobs` is as the server gave it."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: str | None
+    logprobs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletion:
+    """The answer to a conversation."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChatChoice, ...]
+    usage: Usage | None = None
+    request_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The first answer's text."""
+        return self.choices[0].message.content if self.choices else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatChoiceDelta:
+    """What a chunk adds to one answer."""
+
+    index: int
+    content: str = ""
+    role: str | None = None
+    finish_reason: str | None = None
+    logprobs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletionChunk:
+    """One piece of a streamed answer; the last one carries `usage` and no choices."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChatChoiceDelta, ...]
+    usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """What this chunk adds to the first answer."""
+        return self.choices[0].content if self.choices else ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCard:
+    """An adapter as the server lists it.
+
+    `root` is where it comes from, `parent` the base model it changes. `extra` holds whatever
+    else the server tells, such as its tier, bytes and rank.
+    """
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The base model and the server's limits; `extra` holds whatever else the server tells."""
+
+    model_id: str
+    model_dtype: str | None = None
+    model_device_type: str | None = None
+    max_input_length: int | None = None
+    max_total_tokens: int | None = None
+    version: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
