@@ -22,6 +22,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     *_BOTH_ENDS,
     # Reconnecting is the caller's own loop; a shared subchannel would add a second back-off to it.
     ("grpc.use_local_subchannel_pool", 1),
+    # A proxy of the environment is for the world outside, not for our own worker.
+    ("grpc.enable_http_proxy", 0),
 )
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *_BOTH_ENDS,

@@ -1,0 +1,1 @@
+"""One step from plan to outcome: sequences, inputs, forward pass, sampling."""

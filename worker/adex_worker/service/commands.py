@@ -1,0 +1,166 @@
+"""Adapter commands beside the steps: a bounded pool of threads per kind, one answer per command.
+
+A slow download never delays a copy to the device, because they wait in different queues. Commands
+on one digest run in the order they came, whatever their kinds.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
+from adex_proto.errors import AdexError, ProtocolViolation, ServerError
+from adex_proto.outcome import (
+    AdapterEvent,
+    Evicted,
+    Fetched,
+    FetchFailed,
+    Held,
+    Moved,
+    MoveFailed,
+)
+from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Stage
+
+_LOG = logging.getLogger(__name__)
+
+# Downloads wait for networks, so many may; reads and copies contend for one disk and one link.
+_THREADS: dict[type[AdapterCommand], int] = {Fetch: 8, Stage: 4, PageIn: 2, Evict: 1}
+COMMANDS_UNDER_WAY_MAX = 16384
+
+
+class Store(Protocol):
+    """The adapters' bytes. Every method blocks, and may be called on any thread."""
+
+    def fetch(self, key: AdapterKey) -> AdapterVersion: ...
+    def stage(self, digest: str) -> object: ...
+    def page_in(self, digest: str, slot: int, first_page: int, pages: int) -> object: ...
+    def evict(self, digest: str, tier: Tier) -> object: ...
+    def held(self) -> tuple[Held, ...]: ...
+    def release_device(self) -> object: ...
+
+
+class CommandPools:
+    """The threads that commands run on; they outlive streams."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._pools = {
+            kind: ThreadPoolExecutor(threads, f"adex-{kind.__name__.lower()}")
+            for kind, threads in _THREADS.items()
+        }
+
+    async def execute(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
+        """Carry out one command, unless `dropped` is set before its turn comes.
+
+        Returns: its answer; a failure is an answer too.
+        """
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(
+                self._pools[type(command)], self._perform, command, dropped
+            )
+        except AdexError as error:
+            _LOG.info("%s: %s", _described(command), error.code)
+            return _failed(command, error)
+        except Exception as error:
+            _LOG.exception("%s failed", _described(command))
+            kind = type(command).__name__
+            return _failed(command, ServerError(f"{kind} failed ({type(error).__name__})"))
+        return result
+
+    def _perform(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
+        """Blocks; called on the pool's threads."""
+        if dropped.is_set():
+            raise ServerError("the stream that asked for this has ended")
+        match command:
+            case Fetch(key):
+                return Fetched(key, self.store.fetch(key))
+            case Stage(digest):
+                self.store.stage(digest)
+                return Moved(digest, Tier.HOST)
+            case PageIn(digest, slot, first_page, pages):
+                self.store.page_in(digest, slot, first_page, pages)
+                return Moved(digest, Tier.DEVICE)
+            case Evict(digest, tier):
+                self.store.evict(digest, tier)
+                return Evicted(digest, tier)
+
+    def close(self) -> None:
+        """Take no more commands; those running end on their own."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Commands:
+    """The commands of one stream."""
+
+    def __init__(self, pools: CommandPools, answer: Callable[[AdapterEvent], None]) -> None:
+        self._pools = pools
+        self._answer = answer
+        self._under_way: dict[asyncio.Task[None], AdapterCommand] = {}
+        self._last_by_digest: dict[str, asyncio.Task[None]] = {}
+        self._dropped = threading.Event()
+
+    def submit(self, command: AdapterCommand) -> None:
+        """Start a command, after the last one on its digest.
+
+        Raises ProtocolViolation beyond COMMANDS_UNDER_WAY_MAX.
+        """
+        if len(self._under_way) >= COMMANDS_UNDER_WAY_MAX:
+            raise ProtocolViolation(f"more than {COMMANDS_UNDER_WAY_MAX} adapter commands at once")
+        digest = None if isinstance(command, Fetch) else command.digest
+        before = None if digest is None else self._last_by_digest.get(digest)
+        task = asyncio.create_task(self._carry_out(command, before))
+        self._under_way[task] = command
+        if digest is not None:
+            self._last_by_digest[digest] = task
+        task.add_done_callback(lambda done: self._forget(done, digest))
+
+    async def settle(self) -> None:
+        """Drop what has not begun and wait for all that touches host or device memory.
+
+        Downloads are left to end on their own: they change nothing but the disk, where a later
+        fetch of the same key finds what they left.
+        """
+        self._dropped.set()
+        short = [
+            task for task, command in self._under_way.items() if not isinstance(command, Fetch)
+        ]
+        await asyncio.gather(*short, return_exceptions=True)
+
+    async def _carry_out(self, command: AdapterCommand, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._answer(await self._pools.execute(command, self._dropped))
+
+    def _forget(self, task: asyncio.Task[None], digest: str | None) -> None:
+        del self._under_way[task]
+        if digest is not None and self._last_by_digest.get(digest) is task:
+            del self._last_by_digest[digest]
+
+
+def _failed(command: AdapterCommand, error: AdexError) -> FetchFailed | MoveFailed:
+    match command:
+        case Fetch(key):
+            return FetchFailed(key, error)
+        case Stage(digest):
+            return MoveFailed(digest, Tier.HOST, error)
+        case PageIn(digest):
+            return MoveFailed(digest, Tier.DEVICE, error)
+        case Evict(digest, tier):
+            return MoveFailed(digest, tier, error)
+
+
+def _described(command: AdapterCommand) -> str:
+    """The command in words fit for a log: a tenant's adapter names stay out of it."""
+    match command:
+        case Fetch(key):
+            return f"fetch of {key.name!r}" if key.tenant == "" else "fetch of a tenant's adapter"
+        case Stage(digest):
+            return f"stage of {digest[:12]}"
+        case PageIn(digest, slot):
+            return f"page-in of {digest[:12]} to slot {slot}"
+        case Evict(digest, tier):
+            return f"eviction of {digest[:12]} from {tier.name}"
