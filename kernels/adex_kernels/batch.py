@@ -1,0 +1,249 @@
+"""What one step tells the kernels: which rows belong to which sequence, block and adapter.
+
+Built once per step and shared by all layers. The KV tensor that the indices speak of is
+[pages, layers, 2, block_tokens, kv_heads, head_dim], contiguous; 2 is key, value; a page holds one
+block of one sequence for all layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# Chunks of more queries than this are attended each on their own: padding them would cost more
+# than the calls it saves.
+GROUPED_QUERIES_MAX = 64
+
+# Contexts of up to this many blocks share a group whatever their lengths.
+_BLOCKS_MIN_CLASS = 8
+
+
+class GroupWeights(NamedTuple):
+    """An adapter's matrices for one group of linears in one layer, as views in the serving dtype.
+
+    `a` is [rank_total, in]. A slice is (rank_start, rank_stop, out_start, out_stop, b) with b
+    [rank, out]: those rows of `a`, and the output columns that their product with b adds to.
+    """
+
+    a: Tensor
+    slices: tuple[tuple[int, int, int, int, Tensor], ...]
+
+
+class SlotViews(Protocol):
+    """The resident adapters, by slot."""
+
+    def group(self, slot: int, layer: int, group: int) -> GroupWeights | None:
+        """The adapter's weights there, or None where it has none."""
+        ...
+
+
+@dataclass(slots=True)
+class LoraBatch:
+    """Which rows go through which adapter: segments (row_start, row_stop, slot), slot > 0.
+
+    Rows outside every segment belong to the base model.
+    """
+
+    segments: list[tuple[int, int, int]]
+    slots: SlotViews
+
+
+@dataclass(slots=True)
+class KeyView:
+    """The keys that the queries of one group see through one window.
+
+    `pages` is [sequences * blocks], the pages to gather, padded with a sequence's first page.
+    `hidden` is [sequences, queries, keys] bool, true where a query must not see a key, or None when
+    the plain causal triangle over exactly `keys` positions says the same. `biases` caches the
+    additive form of `hidden` for each dtype.
+    """
+
+    pages: Tensor
+    blocks: int
+    keys: int
+    hidden: Tensor | None
+    biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """[sequences, 1, queries, keys]: 0 where seen, minus infinity where hidden."""
+        if self.hidden is None:
+            return None
+        bias = self.biases.get(dtype)
+        if bias is None:
+            bias = torch.zeros(self.hidden.shape, dtype=dtype, device=self.hidden.device)
+            bias = bias.masked_fill_(self.hidden, float("-inf")).unsqueeze(1)
+            self.biases[dtype] = bias
+        return bias
+
+
+@dataclass(slots=True)
+class QueryGroup:
+    """Sequences attended together, each padded to `queries` rows.
+
+    Rows are [row_start, row_start + sequences * queries) of the step when `rows` is None; else
+    `rows` [sequences * queries] names them, padding repeats a sequence's last row, and the results
+    `picked` are those of rows `targets`. `tables` is [sequences, blocks_max]; `first_positions` and
+    `last_positions` are those of each sequence's rows in this step.
+    """
+
+    queries: int
+    row_start: int
+    rows: Tensor | None
+    picked: Tensor | None
+    targets: Tensor | None
+    tables: Tensor
+    first_positions: list[int]
+    last_positions: list[int]
+    block_tokens: int
+    views: dict[int | None, KeyView] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        return len(self.first_positions)
+
+    def view(self, window: int | None) -> KeyView:
+        """The keys within `window` positions, counting the query's own; None is all of them."""
+        view = self.views.get(window)
+        if view is None:
+            view = self.views[window] = self._key_view(window)
+        return view
+
+    def _key_view(self, window: int | None) -> KeyView:
+        tokens, device = self.block_tokens, self.tables.device
+        reach = window if window is not None else self.last_positions[0] + 1
+        if self.sequences == 1 and self.first_positions[0] == 0 and reach > self.last_positions[0]:
+            keys = self.last_positions[0] + 1
+            if keys == self.queries:
+                blocks = -(-keys // tokens)
+                return KeyView(self.tables[0, :blocks], blocks, keys, None)
+        first_blocks = [
+            max(0, first - window + 1) // tokens if window is not None else 0
+            for first in self.first_positions
+        ]
+        spans = zip(self.last_positions, first_blocks, strict=True)
+        blocks = max(last // tokens + 1 - block for last, block in spans)
+        numbers = torch.tensor([first_blocks, self.first_positions, self.last_positions])
+        first_block, first, last = numbers.to(device, non_blocking=True).unsqueeze(2)
+        columns = first_block + torch.arange(blocks, device=device)
+        columns = columns.clamp_(max=self.tables.shape[1] - 1)
+        pages = self.tables.gather(1, columns).view(-1)
+        keys = (first_block * tokens + torch.arange(blocks * tokens, device=device)).unsqueeze(1)
+        queries = first + torch.arange(self.queries, device=device)
+        queries = torch.minimum(queries, last).unsqueeze(2)
+        hidden = keys > queries
+        if window is not None:
+            hidden |= keys <= queries - window
+        return KeyView(pages, blocks, blocks * tokens, hidden)
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """Rows, sequences and blocks of one step.
+
+    Rows of sequence i are [query_starts[i], query_starts[i + 1]); context_lens[i] positions are
+    visible to its last row, this step's included. Row t's key and value go to write_pages[t],
+    write_offsets[t]. `row_lens[t]` is the whole known length of row t's sequence, which chooses its
+    rotation where that depends on length.
+    """
+
+    query_starts: list[int]
+    context_lens: list[int]
+    block_tables: Tensor
+    block_tokens: int
+    write_pages: Tensor
+    write_offsets: Tensor
+    row_lens: Tensor
+    groups: list[QueryGroup]
+
+    @classmethod
+    def build(
+        cls,
+        query_starts: Sequence[int],
+        context_lens: Sequence[int],
+        block_tables: Sequence[Sequence[int]] | Tensor,
+        block_tokens: int,
+        device: torch.device | str = "cpu",
+        sequence_lens: Sequence[int] | None = None,
+    ) -> "AttentionBatch":
+        """Build the step's indices on `device`; nothing here waits for the device.
+
+        `block_tables` is one list of pages per sequence, or [sequences, blocks_max] int64 on the
+        CPU, padded with anything. `sequence_lens` gives each sequence's whole known length (its
+        prompt while that is being prefilled); without it, the context so far.
+        """
+        starts, lens = list(query_starts), list(context_lens)
+        assert len(starts) == len(lens) + 1, "query_starts has one entry more than sequences"
+        counts = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+        assert all(0 < n <= c for n, c in zip(counts, lens, strict=True)), "rows exceed context"
+        tables = _padded_tables(block_tables)
+        wholes = lens if sequence_lens is None else list(sequence_lens)
+        per_sequence = torch.tensor([counts, starts[:-1], lens, wholes])
+        sequence_of = torch.arange(len(lens)).repeat_interleave(per_sequence[0])
+        row_counts, row_starts, row_contexts, row_wholes = per_sequence[:, sequence_of]
+        positions = torch.arange(starts[-1]) - row_starts + row_contexts - row_counts
+        blocks = positions // block_tokens
+        pages = tables[sequence_of, blocks]
+        offsets = positions - blocks * block_tokens
+        row_lens = torch.maximum(row_wholes, row_contexts)
+        on_device = tables.to(device, non_blocking=True)
+        rows = torch.stack((pages, offsets, row_lens)).to(device, non_blocking=True)
+        groups = [
+            _query_group(members, starts, lens, on_device, block_tokens)
+            for members in _members_by_size(counts, lens, block_tokens)
+        ]
+        return cls(starts, lens, on_device, block_tokens, rows[0], rows[1], rows[2], groups)
+
+
+def _padded_tables(block_tables: Sequence[Sequence[int]] | Tensor) -> Tensor:
+    if isinstance(block_tables, Tensor):
+        return block_tables
+    widest = max(map(len, block_tables))
+    return torch.tensor([[*table, *[0] * (widest - len(table))] for table in block_tables])
+
+
+def _members_by_size(counts: list[int], lens: list[int], block_tokens: int) -> list[list[int]]:
+    """Sequences to attend together: sizes within a factor of two, so padding at most doubles."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for index, (count, length) in enumerate(zip(counts, lens, strict=True)):
+        alone = index if count > GROUPED_QUERIES_MAX else -1
+        blocks = max(_BLOCKS_MIN_CLASS, -(-length // block_tokens))
+        key = (alone, (count - 1).bit_length(), (blocks - 1).bit_length())
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _query_group(
+    members: list[int], starts: list[int], lens: list[int], tables: Tensor, block_tokens: int
+) -> QueryGroup:
+    counts = [starts[i + 1] - starts[i] for i in members]
+    queries, device = max(counts), tables.device
+    whole = members == list(range(members[0], members[-1] + 1))
+    rows = picked = targets = None
+    if not whole or min(counts) != queries:
+        steps = torch.arange(queries)
+        sizes = torch.tensor(counts).unsqueeze(1)
+        first_rows = torch.tensor([starts[i] for i in members]).unsqueeze(1)
+        rows = (first_rows + torch.minimum(steps, sizes - 1)).view(-1)
+        valid = (steps < sizes).view(-1)
+        picked = valid.nonzero().view(-1)
+        targets = rows[picked]
+        rows, picked, targets = (
+            each.to(device, non_blocking=True) for each in (rows, picked, targets)
+        )
+    if whole:
+        tables = tables[members[0] : members[-1] + 1]
+    else:
+        tables = tables[torch.tensor(members).to(device, non_blocking=True)]
+    return QueryGroup(
+        queries=queries,
+        row_start=starts[members[0]],
+        rows=rows,
+        picked=picked,
+        targets=targets,
+        tables=tables,
+        first_positions=[lens[i] - n for i, n in zip(members, counts, strict=True)],
+        last_positions=[lens[i] - 1 for i in members],
+        block_tokens=block_tokens,
+    )

@@ -1,0 +1,147 @@
+"""The door to the device math: each call goes to the best implementation for its tensors.
+
+Plain torch for now, on every device. Nothing here waits for the device or loops over tokens; what a
+step needs more than once (indices, masks) is kept in its batch.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
+
+# Scores of capped attention are formed for as many queries at a time as keep them within this.
+_SCORES_MAX = 1 << 24
+
+
+def kv_write_(kv: Tensor, layer: int, k: Tensor, v: Tensor, batch: AttentionBatch) -> None:
+    """Store each row's key and value, [rows, kv_heads, head_dim], in its block of `layer`."""
+    pages, layers, _, tokens, kv_heads, head_dim = kv.shape
+    cells = kv.view(pages * layers * 2 * tokens, kv_heads, head_dim)
+    keys = (batch.write_pages * layers + layer) * (2 * tokens) + batch.write_offsets
+    cells.index_copy_(0, keys, k)
+    cells.index_copy_(0, keys + tokens, v)
+
+
+def attention(
+    q: Tensor,
+    kv: Tensor,
+    layer: int,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention of every row over its sequence's blocks, this step's rows included.
+
+    Args:
+        q: [rows, heads, head_dim]; heads is a multiple of kv_heads.
+        kv: [pages, layers, 2, block_tokens, kv_heads, head_dim], contiguous.
+        window: positions a row sees, itself included; None is all.
+        softcap: scores s become softcap * tanh(s / softcap) before the mask.
+    Returns: [rows, heads * head_dim] in q's dtype.
+    """
+    rows = q.shape[0]
+    result: Tensor | None = None
+    for group in batch.groups:
+        view = group.view(window)
+        keys, values = _gather(kv, layer, view, group.sequences)
+        padded = _padded_queries(q, group)
+        attended = (
+            _attend(padded, keys, values, view, scale)
+            if softcap is None
+            else _attend_capped(padded, keys, values, view, scale, softcap)
+        ).reshape(group.sequences * group.queries, -1)
+        if group.rows is None and attended.shape[0] == rows:
+            return attended
+        if result is None:
+            result = torch.empty((rows, attended.shape[1]), dtype=q.dtype, device=q.device)
+        if group.rows is None:
+            result[group.row_start : group.row_start + attended.shape[0]] = attended
+        else:
+            assert group.targets is not None
+            result.index_copy_(0, group.targets, attended[group.picked])
+    assert result is not None, "a step has rows"
+    return result
+
+
+def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None:
+    """Add each row's low-rank term to y [rows, out of the fused group] in place; x is [rows, in]."""
+    find = lora.slots.group
+    for start, stop, slot in lora.segments:
+        weights = find(slot, layer, group)
+        if weights is None:
+            continue
+        shrunk = functional.linear(x[start:stop], weights.a)
+        target = y[start:stop]
+        for rank_start, rank_stop, out_start, out_stop, b in weights.slices:
+            target[:, out_start:out_stop].addmm_(shrunk[:, rank_start:rank_stop], b)
+
+
+def _gather(kv: Tensor, layer: int, view: KeyView, sequences: int) -> tuple[Tensor, Tensor]:
+    """Keys and values, each [sequences, kv_heads, keys, head_dim], of the blocks in the view."""
+    pages, layers, _, tokens, kv_heads, head_dim = kv.shape
+    blocks = kv.view(pages * layers * 2, tokens * kv_heads * head_dim)
+    wanted = view.pages * (2 * layers) + 2 * layer
+    wanted = torch.stack((wanted, wanted + 1)).view(-1)
+    found = blocks.index_select(0, wanted).view(2, sequences, -1, kv_heads, head_dim)
+    found = found[:, :, : view.keys].transpose(2, 3)
+    return found[0], found[1]
+
+
+def _padded_queries(q: Tensor, group: QueryGroup) -> Tensor:
+    """[sequences, queries, heads, head_dim]."""
+    if group.rows is None:
+        found = q[group.row_start : group.row_start + group.sequences * group.queries]
+    else:
+        found = q[group.rows]
+    return found.view(group.sequences, group.queries, *q.shape[1:])
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, view: KeyView, scale: float) -> Tensor:
+    """[sequences, queries, heads, head_dim]."""
+    sequences, queries, heads, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    bias = view.bias(q.dtype)
+    if queries == 1 and bias is not None:
+        # The query heads that share a key head stand as rows of one attention: no key is repeated.
+        grouped = q.view(sequences, kv_heads, heads // kv_heads, head_dim)
+        return functional.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=bias, scale=scale
+        )
+    return functional.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=bias,
+        is_causal=bias is None,
+        scale=scale,
+        enable_gqa=heads != kv_heads,
+    ).transpose(1, 2)
+
+
+def _attend_capped(
+    q: Tensor, keys: Tensor, values: Tensor, view: KeyView, scale: float, softcap: float
+) -> Tensor:
+    """[sequences, queries, heads, head_dim], with soft-capped scores formed in float32."""
+    sequences, queries, heads, head_dim = q.shape
+    kv_heads, length = keys.shape[1], keys.shape[2]
+    per_head = heads // kv_heads
+    bias = view.bias(torch.float32)
+    if bias is None:
+        causal = torch.ones((queries, length), dtype=torch.bool, device=q.device).triu(1)
+        bias = torch.zeros((queries, length), device=q.device).masked_fill_(causal, float("-inf"))
+        bias = bias.view(1, 1, queries, length)
+    grouped = q.view(sequences, queries, kv_heads, per_head, head_dim).permute(0, 2, 3, 1, 4)
+    result = torch.empty_like(grouped)
+    at_once = max(1, _SCORES_MAX // (sequences * heads * length))
+    transposed = keys.transpose(2, 3).unsqueeze(2)
+    for start in range(0, queries, at_once):
+        stop = min(queries, start + at_once)
+        scores = (grouped[:, :, :, start:stop] @ transposed).float()
+        scores.mul_(scale / softcap).tanh_().mul_(softcap)
+        scores.add_(bias[:, :, None, start:stop])
+        weights = torch.softmax(scores, -1).to(q.dtype)
+        result[:, :, :, start:stop] = weights @ values.unsqueeze(2)
+    return result.permute(0, 3, 1, 2, 4)

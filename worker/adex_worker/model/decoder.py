@@ -1,0 +1,191 @@
+"""The forward pass of every served architecture: one loop over layers, driven by the spec.
+
+Plain tensors in slotted objects and no module tree: on small steps the host's work per layer is
+what costs, and a tree of modules costs two to three times this loop.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adex_kernels import dispatch
+from adex_kernels.batch import AttentionBatch, LoraBatch
+from adex_kernels.layout import Group
+from adex_worker.model.rope import Rope, rotate
+from adex_worker.model.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer. Linears are [out, in]; q|k|v and gate|up are fused along out.
+
+    Norm weights are those that multiply: Gemma's already hold the one that it adds, and stay float32
+    so as not to lose it. `qk_norm` is [heads + kv_heads, head_dim]. Optional ones are None where the architecture has none.
+    """
+
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None
+    o: Tensor
+    o_bias: Tensor | None
+    attention_out_norm: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    mlp_out_norm: Tensor | None
+
+
+@dataclass(slots=True)
+class ModelWeights:
+    """All weights of a model; `head` is `embedding` itself where the two are tied."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    norm: Tensor
+    head: Tensor
+
+
+class Decoder:
+    """A base model that answers logits for the rows of one step.
+
+    `spec`, `dtype` and `device` are fixed. Calls are not thread-safe against each other only in
+    that they write the same KV tensor.
+    """
+
+    __slots__ = ("_embedding_scale", "_rope", "device", "dtype", "spec", "weights")
+
+    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self._rope = Rope(spec.rope, self.device)
+        # Rounded to the serving type first, as the models were trained.
+        self._embedding_scale = (
+            None
+            if spec.embedding_scale is None
+            else float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
+        )
+
+    def kv_shape(self, pages: int, block_tokens: int) -> tuple[int, ...]:
+        """The shape of the KV tensor that `forward` takes, over `pages` pages."""
+        spec = self.spec
+        return (pages, spec.layers, 2, block_tokens, spec.kv_heads, spec.head_dim)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv: Tensor,
+        attention: AttentionBatch,
+        lora: LoraBatch | None = None,
+        logit_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Run one step: rows of any sequences, prefill chunks and decodes mixed.
+
+        Args:
+            token_ids, positions: [rows] int64.
+            kv: [pages, layers, 2, block_tokens, kv_heads, head_dim] in the model's dtype,
+                contiguous; this step's keys and values are written into it.
+            lora: None when every row belongs to the base model.
+            logit_rows: [wanted] int64, rows whose logits are wanted; None is all.
+        Returns: [wanted, vocabulary] float32.
+        """
+        if lora is not None and not lora.segments:
+            lora = None
+        spec = self.spec
+        hidden = functional.embedding(token_ids, self.weights.embedding)
+        if self._embedding_scale is not None:
+            hidden = hidden * self._embedding_scale
+        rotation = self._rope.rotation(positions, attention.row_lens, self.dtype)
+        for layer, weights in enumerate(self.weights.layers):
+            self._attention_(hidden, weights, layer, rotation, kv, attention, lora)
+            self._mlp_(hidden, weights, layer, lora)
+        if logit_rows is not None:
+            hidden = hidden.index_select(0, logit_rows)
+        hidden = rms_norm(hidden, self.weights.norm, spec.norm_eps)
+        logits = functional.linear(hidden, self.weights.head).float()
+        if spec.logit_softcap is not None:
+            logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
+        return logits
+
+    def _attention_(
+        self,
+        hidden: Tensor,
+        weights: LayerWeights,
+        layer: int,
+        rotation: tuple[Tensor, Tensor],
+        kv: Tensor,
+        attention: AttentionBatch,
+        lora: LoraBatch | None,
+    ) -> None:
+        """Add one layer's attention to hidden [rows, hidden], in place."""
+        spec = self.spec
+        normed = rms_norm(hidden, weights.attention_norm, spec.norm_eps)
+        qkv = functional.linear(normed, weights.qkv, weights.qkv_bias)
+        if lora is not None:
+            dispatch.lora_add_(qkv, normed, lora, layer, Group.QKV)
+        heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
+        turning = spec.heads + spec.kv_heads
+        queries_keys = heads[:, :turning]
+        if weights.qk_norm is not None:
+            queries_keys = head_norm(queries_keys, weights.qk_norm, spec.norm_eps)
+        queries_keys = rotate(queries_keys, *rotation)
+        dispatch.kv_write_(kv, layer, queries_keys[:, spec.heads :], heads[:, turning:], attention)
+        attended = dispatch.attention(
+            queries_keys[:, : spec.heads],
+            kv,
+            layer,
+            attention,
+            scale=spec.attention_scale,
+            window=spec.windows[layer],
+            softcap=spec.attention_softcap,
+        )
+        out = functional.linear(attended, weights.o, weights.o_bias)
+        if lora is not None:
+            dispatch.lora_add_(out, attended, lora, layer, Group.O)
+        if weights.attention_out_norm is not None:
+            out = rms_norm(out, weights.attention_out_norm, spec.norm_eps)
+        hidden.add_(out)
+
+    def _mlp_(
+        self, hidden: Tensor, weights: LayerWeights, layer: int, lora: LoraBatch | None
+    ) -> None:
+        """Add one layer's gated MLP to hidden [rows, hidden], in place."""
+        spec = self.spec
+        normed = rms_norm(hidden, weights.mlp_norm, spec.norm_eps)
+        gate_up = functional.linear(normed, weights.gate_up, weights.gate_up_bias)
+        if lora is not None:
+            dispatch.lora_add_(gate_up, normed, lora, layer, Group.GATE_UP)
+        gate, up = gate_up.chunk(2, 1)
+        if spec.activation == "silu":
+            wide = functional.silu(gate)
+        else:
+            form = "tanh" if spec.activation == "gelu_tanh" else "none"
+            wide = functional.gelu(gate, approximate=form)
+        wide.mul_(up)
+        out = functional.linear(wide, weights.down, weights.down_bias)
+        if lora is not None:
+            dispatch.lora_add_(out, wide, lora, layer, Group.DOWN)
+        if weights.mlp_out_norm is not None:
+            out = rms_norm(out, weights.mlp_out_norm, spec.norm_eps)
+        hidden.add_(out)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x over the root of its mean square along the last dimension, times weight; x's dtype."""
+    shape = weight.shape[-1:]
+    if weight.dtype != x.dtype:
+        return functional.rms_norm(x.float(), shape, weight, eps).to(x.dtype)
+    return functional.rms_norm(x, shape, weight, eps)
+
+
+def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` of each head of x [rows, heads, head_dim]; weight is [heads, head_dim]."""
+    return functional.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
