@@ -1,0 +1,1 @@
+"""Adapters on the worker: from an untrusted folder to bytes that a step may touch."""

@@ -1,0 +1,1 @@
+"""What an adapter's files mean, decided without touching a file, a clock or a tensor."""

@@ -1,0 +1,116 @@
+"""Bundles on the device: runs of the arena's pages, and the slots by which steps address them."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from adex_proto.adapter import BASE_SLOT
+from adex_proto.errors import ProtocolViolation
+from adex_worker.adapters.arena import Arena
+from adex_worker.adapters.host_tier import HostCopy
+from adex_worker.adapters.views import ResidentSlots, group_views
+
+
+class DeviceTier:
+    """Which adapter is in which slot and pages. The step thread reads only `slots`."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.slots = ResidentSlots()
+        self._arena = arena
+        self._held: dict[str, tuple[int, int]] = {}  # digest -> (slot, first page)
+        self._claimed_slots: set[int] = set()
+        self._copying = 0
+        self._era = 0
+        self._changed = threading.Condition()
+        # Copies run on a stream of their own, beside the steps.
+        on_cuda = arena.device.type == "cuda"
+        self._stream = torch.cuda.Stream(arena.device) if on_cuda else None
+
+    def page_in(self, copy: HostCopy, slot: int, first_page: int, pages: int) -> None:
+        """Copy the bundle to its pages and make it visible as `slot`. Blocks until it is there.
+
+        Raises ProtocolViolation when slot or pages are taken, or the run is not the bundle's size.
+        """
+        digest, bundle_bytes = copy.header.version.digest, copy.header.version.bundle_bytes
+        needed = self._arena.pages_for(bundle_bytes)
+        if pages != needed:
+            raise ProtocolViolation(
+                f"adapter {digest} takes {needed} pages, the command gives {pages}", field="pages"
+            )
+        with self._claimed(digest, slot, first_page, pages) as era:
+            elements = self._arena.run_elements(first_page, copy.layout.elements)
+            self._copy(elements, copy.bytes)
+            views = group_views(elements, copy.layout)
+            with self._changed:
+                if era != self._era:
+                    raise ProtocolViolation(
+                        f"adapter {digest} was paged in for a stream that has ended", field="slot"
+                    )
+                self._held[digest] = slot, first_page
+                self.slots.publish(slot, views)
+
+    def evict(self, digest: str) -> None:
+        """Hide the adapter from steps and free its pages; ProtocolViolation when it is not here."""
+        with self._changed:
+            if digest not in self._held:
+                raise ProtocolViolation(
+                    f"adapter {digest} is not on the device and cannot be evicted", field="digest"
+                )
+            slot, first_page = self._held.pop(digest)
+            self.slots.withdraw(slot)
+            self._claimed_slots.discard(slot)
+            self._arena.release(first_page)
+
+    def release_all(self) -> None:
+        """Forget every adapter; page-ins under way are waited for and come to nothing."""
+        with self._changed:
+            self._era += 1
+            while self._copying:
+                self._changed.wait()
+            self.slots.withdraw_all()
+            self._held.clear()
+            self._claimed_slots.clear()
+            self._arena.release_all()
+
+    def digests(self) -> tuple[str, ...]:
+        with self._changed:
+            return tuple(sorted(self._held))
+
+    @contextmanager
+    def _claimed(self, digest: str, slot: int, first_page: int, pages: int) -> Iterator[int]:
+        """Slot and pages are this adapter's; given back when the block raises. Yields the era."""
+        with self._changed:
+            if slot <= BASE_SLOT or slot in self._claimed_slots or digest in self._held:
+                raise ProtocolViolation(
+                    f"slot {slot} cannot take adapter {digest}: it is the base model's, it is"
+                    " taken, or the adapter is already on the device",
+                    field="slot",
+                )
+            self._arena.claim(first_page, pages)
+            self._claimed_slots.add(slot)
+            self._copying += 1
+            era = self._era
+        try:
+            yield era
+        except BaseException:
+            with self._changed:
+                self._claimed_slots.discard(slot)
+                self._arena.release(first_page)
+            raise
+        finally:
+            with self._changed:
+                self._copying -= 1
+                self._changed.notify_all()
+
+    def _copy(self, elements: torch.Tensor, source: torch.Tensor) -> None:
+        destination = elements.view(torch.uint8)
+        if self._stream is None:
+            destination.copy_(source)
+            return
+        with torch.cuda.stream(self._stream):
+            destination.copy_(source, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        arrived.synchronize()

@@ -1,0 +1,205 @@
+"""Bundles on disk: content-addressed files that appear whole or not at all."""
+
+import errno
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from adex_proto.adapter import AdapterVersion
+from adex_proto.errors import SourceUnavailable
+from adex_worker.adapters.byte_views import byte_view
+from adex_worker.adapters.core.bundle_header import (
+    PREAMBLE_BYTES,
+    BundleDamaged,
+    BundleHeader,
+    decode_header,
+    digest_in,
+    elements_start,
+    encode_front,
+    file_name,
+    header_bytes_of,
+)
+
+_log = logging.getLogger(__name__)
+_CHUNK_BYTES = 4 << 20
+_PARTIAL = ".partial"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class DiskTier:
+    """The bundles for one base shape under `cache_dir`/bundles. Several processes may share it."""
+
+    def __init__(self, cache_dir: Path, fingerprint: str) -> None:
+        self._folder = cache_dir / "bundles"
+        self._fingerprint = fingerprint
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._remove_leftovers()
+
+    def scan(self) -> tuple[AdapterVersion, ...]:
+        """The bundles that lie here, by their headers. A file with a damaged header is removed."""
+        versions: list[AdapterVersion] = []
+        for name in sorted(os.listdir(self._folder)):
+            digest = digest_in(name, self._fingerprint)
+            header = self.find(digest) if digest else None
+            if header is not None:
+                versions.append(header.version)
+        return tuple(versions)
+
+    def find(self, digest: str) -> BundleHeader | None:
+        """The header of the bundle, None when it is not here or was damaged (and so removed)."""
+        try:
+            with self._path(digest).open("rb", buffering=0) as stream:
+                header, start = _read_header(stream)
+                _check_extent(header, digest, start, os.fstat(stream.fileno()).st_size)
+                return header
+        except FileNotFoundError:
+            return None
+        except BundleDamaged as damage:
+            self._discard(digest, damage)
+            return None
+
+    def has(self, digest: str) -> bool:
+        """Whether a file of that name is here; nothing is read."""
+        return self._path(digest).exists()
+
+    def write(self, header: BundleHeader, elements: torch.Tensor) -> None:
+        """Keep the bundle; when this returns it survives a crash.
+
+        `elements` is a contiguous CPU tensor. Raises SourceUnavailable when the disk is full or cannot
+        be written; nothing is left behind then.
+        """
+        front = encode_front(header)
+        try:
+            with self._partial(header.version.digest) as (number, path):
+                _write_all(number, memoryview(front))
+                _write_all(number, byte_view(elements))
+                os.fsync(number)
+                os.replace(path, self._path(header.version.digest))
+            self._sync_folder()
+        except OSError as error:
+            raise self._unwritable(header, error) from error
+
+    def read(
+        self, digest: str, room: Callable[[BundleHeader], torch.Tensor]
+    ) -> tuple[BundleHeader, torch.Tensor]:
+        """Header and elements; `room` gives the uint8 tensor that the elements are read into.
+
+        Raises FileNotFoundError, or BundleDamaged after removing the file.
+        """
+        with self._path(digest).open("rb", buffering=0) as stream:
+            try:
+                header, start = _read_header(stream)
+                _check_extent(header, digest, start, os.fstat(stream.fileno()).st_size)
+                elements = room(header)
+                stream.seek(start)
+                _read_checked(stream, byte_view(elements), header.checksum)
+            except BundleDamaged as damage:
+                self._discard(digest, damage)
+                raise
+        return header, elements
+
+    def remove(self, digest: str) -> None:
+        """Forget the bundle; one that is not here is already forgotten."""
+        self._path(digest).unlink(missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / file_name(digest, self._fingerprint)
+
+    def _discard(self, digest: str, damage: BundleDamaged) -> None:
+        _log.warning("removing damaged bundle %s: %s", digest, damage)
+        self.remove(digest)
+
+    @contextmanager
+    def _partial(self, digest: str) -> Iterator[tuple[int, Path]]:
+        """A new file to write, locked so that no other process takes it for a leftover."""
+        while True:
+            path = self._folder / f".{digest[:16]}-{secrets.token_hex(8)}{_PARTIAL}"
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(number, fcntl.LOCK_EX)
+            # Between creation and lock another process may have swept it away.
+            with suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(number).st_ino:
+                    break
+            os.close(number)
+        try:
+            yield number, path
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            os.close(number)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what writers that died in mid-write left; a living writer holds a lock on its file."""
+        for path in self._folder.glob(f".*{_PARTIAL}"):
+            with suppress(OSError), path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+    def _sync_folder(self) -> None:
+        number = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+    def _unwritable(self, header: BundleHeader, error: OSError) -> SourceUnavailable:
+        what = "is full" if error.errno in _FULL else f"cannot be written ({error.strerror})"
+        return SourceUnavailable(
+            f"the worker's adapter cache {what}: a bundle of {header.version.bundle_bytes} bytes"
+            " could not be kept",
+            field="cache_dir",
+            remedy="Free space under --cache-dir, or lower --disk-memory below what the disk has",
+            retry_after_s=30.0,
+        )
+
+
+def _read_header(stream: io.RawIOBase) -> tuple[BundleHeader, int]:
+    """The header and where the elements begin."""
+    preamble = _read_exactly(stream, PREAMBLE_BYTES)
+    text = _read_exactly(stream, header_bytes_of(preamble))
+    return decode_header(preamble, text), elements_start(len(text))
+
+
+def _check_extent(header: BundleHeader, digest: str, start: int, file_bytes: int) -> None:
+    if header.version.digest != digest:
+        raise BundleDamaged(f"it is the bundle of {header.version.digest}")
+    expected = start + header.version.bundle_bytes
+    if file_bytes != expected:
+        raise BundleDamaged(f"it has {file_bytes} bytes, expected {expected}")
+
+
+def _read_exactly(stream: io.RawIOBase, size: int) -> bytes:
+    buffer = bytearray(size)
+    _fill(stream, memoryview(buffer), None)
+    return bytes(buffer)
+
+
+def _read_checked(stream: io.RawIOBase, view: memoryview, checksum: str) -> None:
+    digest = hashlib.sha256()
+    _fill(stream, view, digest)
+    if digest.hexdigest() != checksum:
+        raise BundleDamaged("its elements were altered")
+
+
+def _fill(stream: io.RawIOBase, view: memoryview, digest: "hashlib._Hash | None") -> None:
+    at = 0
+    while at < len(view):
+        count = stream.readinto(view[at : at + _CHUNK_BYTES])
+        if not count:
+            raise BundleDamaged(f"it ends {len(view) - at} bytes too early")
+        if digest is not None:
+            digest.update(view[at : at + count])
+        at += count
+
+
+def _write_all(number: int, view: memoryview) -> None:
+    while len(view):
+        view = view[os.write(number, view[:_CHUNK_BYTES]) :]

@@ -1,0 +1,150 @@
+"""Reads an adapter from its source: config, header, checks, then the numbers, hashed as they come.
+
+Everything that can be refused without the weights is refused before they are read.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from adex_kernels.layout import BundleLayout, ModelShape, Module, bundle_layout
+from adex_proto.adapter import AdapterVersion
+from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
+from adex_worker.adapters.core.config import CONFIG_BYTES_MAX, CONFIG_FILE, parse_config
+from adex_worker.adapters.core.header import (
+    LENGTH_BYTES,
+    WEIGHTS_FILE,
+    header_length,
+    parse_header,
+)
+from adex_worker.adapters.core.terms import LowRankTerm, low_rank_terms
+from adex_worker.adapters.sources.source import Resolved, Source
+
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server accepts. `bundle_bytes_max` is the smallest budget a bundle must fit."""
+
+    shape: ModelShape
+    element_bytes: int
+    rank_max: int
+    bundle_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAdapter:
+    """An adapter whose every tensor is accounted for. `weights` is the whole weights file."""
+
+    version: AdapterVersion
+    terms: tuple[LowRankTerm, ...]
+    layout: BundleLayout
+    weights: bytearray
+
+    @property
+    def ranks(self) -> dict[tuple[int, Module], int]:
+        return {(term.layer, term.module): term.rank for term in self.terms}
+
+
+def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedAdapter:
+    """The adapter behind `resolved`, checked except for its numbers.
+
+    Raises AdapterMalformed, AdapterUnsupported, AdapterMismatch, RankTooLarge, AdapterTooLarge, or
+    SourceUnavailable when a file cannot be read or changes underneath.
+    """
+    config_text = _read_config(source, resolved)
+    config = parse_config(config_text)
+    digest = hashlib.sha256(len(config_text).to_bytes(8, "little") + config_text)
+    size = _file_bytes(resolved, WEIGHTS_FILE)
+    with source.open(resolved, WEIGHTS_FILE) as stream:
+        first = _read(stream, min(size, LENGTH_BYTES), WEIGHTS_FILE)
+        header = _read(stream, header_length(bytes(first), size), WEIGHTS_FILE)
+        entries = parse_header(bytes(header), size)
+        terms = low_rank_terms(entries, config, limits.shape, limits.rank_max)
+        layout = bundle_layout(
+            limits.shape, {(term.layer, term.module): term.rank for term in terms}
+        )
+        bundle_bytes = layout.elements * limits.element_bytes
+        _check_size(bundle_bytes, limits)
+        weights = bytearray(size)
+        weights[: len(first) + len(header)] = first + header
+        digest.update(first + header)
+        _read_into(stream, memoryview(weights)[len(first) + len(header) :], WEIGHTS_FILE, digest)
+        if stream.read(1):
+            raise _changed(WEIGHTS_FILE)
+    if source.resolve(resolved.key).stamp != resolved.stamp:
+        raise _changed(resolved.key.name)
+    version = AdapterVersion(digest.hexdigest(), bundle_bytes, layout.rank_max, len(terms))
+    return CheckedAdapter(version, terms, layout, weights)
+
+
+def _read_config(source: Source, resolved: Resolved) -> bytes:
+    size = _file_bytes(resolved, CONFIG_FILE)
+    with source.open(resolved, CONFIG_FILE) as stream:
+        # One byte more than allowed is enough for the parser to refuse it.
+        text = _read(stream, min(size, CONFIG_BYTES_MAX + 1), CONFIG_FILE)
+        if size <= CONFIG_BYTES_MAX and stream.read(1):
+            raise _changed(CONFIG_FILE)
+    return bytes(text)
+
+
+def _file_bytes(resolved: Resolved, name: str) -> int:
+    file = resolved.file(name)
+    if file is None:
+        raise AdapterMalformed(
+            f"adapter {resolved.key.name[:200]!r} has no `{name}`",
+            field=name,
+            remedy=f"Put {CONFIG_FILE} and {WEIGHTS_FILE} in its folder",
+        )
+    return file.bytes
+
+
+def _check_size(bundle_bytes: int, limits: Limits) -> None:
+    if bundle_bytes > limits.bundle_bytes_max:
+        raise AdapterTooLarge(
+            f"the adapter's bundle takes {bundle_bytes} bytes,"
+            f" the smallest budget it must fit has {limits.bundle_bytes_max}",
+            field=WEIGHTS_FILE,
+            remedy="Train a smaller rank or fewer modules, or raise --device-memory,"
+            " --host-memory or --disk-memory",
+        )
+
+
+def _read(stream: BinaryIO, size: int, name: str) -> bytearray:
+    buffer = bytearray(size)
+    _read_into(stream, memoryview(buffer), name, None)
+    return buffer
+
+
+def _read_into(
+    stream: BinaryIO, view: memoryview, name: str, digest: "hashlib._Hash | None"
+) -> None:
+    """Fill `view`, and feed what was read to `digest` while it is warm in the cache."""
+    assert isinstance(stream, (io.RawIOBase, io.BufferedIOBase)), "sources open binary streams"
+    at = 0
+    while at < len(view):
+        try:
+            count = stream.readinto(view[at : at + _CHUNK_BYTES])
+        except OSError as error:
+            raise SourceUnavailable(
+                f"`{name}` cannot be read: {error.strerror}",
+                field=name,
+                remedy="Try again",
+                retry_after_s=5.0,
+            ) from error
+        if not count:
+            raise _changed(name)
+        if digest is not None:
+            digest.update(view[at : at + count])
+        at += count
+
+
+def _changed(name: str) -> SourceUnavailable:
+    return SourceUnavailable(
+        f"`{name[:200]}` changed while it was read",
+        field=name[:200],
+        remedy="Try again when the adapter is written completely",
+        retry_after_s=1.0,
+    )

@@ -1,0 +1,44 @@
+"""What a place that adapters come from must offer."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from adex_proto.adapter import AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of an adapter where it lies: its name inside the adapter and its size in bytes."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a key means at this moment.
+
+    `location` is the source's own way back to it. `stamp` differs whenever the files may hold other
+    bytes: as long as it stays, what was read before still counts.
+    """
+
+    key: AdapterKey
+    location: str
+    files: tuple[SourceFile, ...]
+    stamp: Hashable
+
+    def file(self, name: str) -> SourceFile | None:
+        return next((file for file in self.files if file.name == name), None)
+
+
+class Source(Protocol):
+    """A place adapters come from. Calls may block; they run beside the steps."""
+
+    def resolve(self, key: AdapterKey) -> Resolved:
+        """What `key` means now. Raises AdapterNotFound, AdapterForbidden, SourceUnavailable..."""
+        ...
+
+    def open(self, resolved: Resolved, name: str) -> BinaryIO:
+        """The bytes of one of the files that `resolve` listed."""
+        ...

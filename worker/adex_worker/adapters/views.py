@@ -1,0 +1,72 @@
+"""Resident adapters by slot: what the step thread reads while other threads page in and evict."""
+
+import torch
+
+from adex_kernels.batch import GroupWeights
+from adex_kernels.layout import BundleLayout, Group
+from adex_proto.errors import ProtocolViolation
+
+GROUPS = len(Group)
+
+
+class ResidentSlots:
+    """slot -> the views of its adapter, one per (layer, group). The step side of the adapter store.
+
+    A whole adapter appears and disappears in one dictionary assignment, so a reader without a lock
+    sees all of it or none. A slot without an adapter raises: it never reads as the base model.
+    """
+
+    def __init__(self) -> None:
+        self._by_slot: dict[int, tuple[GroupWeights | None, ...]] = {}
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._by_slot
+
+    def group(self, slot: int, layer: int, group: Group) -> GroupWeights | None:
+        """The weights of `slot` at (layer, group), None where the adapter has nothing there.
+
+        Raises ProtocolViolation when no adapter is resident in `slot`.
+        """
+        try:
+            return self._by_slot[slot][layer * GROUPS + group]
+        except KeyError:
+            raise ProtocolViolation(
+                f"no adapter is resident in slot {slot}", field="slot"
+            ) from None
+
+    def publish(self, slot: int, views: tuple[GroupWeights | None, ...]) -> None:
+        """Make the adapter visible to the next step."""
+        self._by_slot[slot] = views
+
+    def withdraw(self, slot: int) -> None:
+        """Hide the adapter from the next step."""
+        del self._by_slot[slot]
+
+    def withdraw_all(self) -> None:
+        self._by_slot = {}
+
+
+def group_views(elements: torch.Tensor, layout: BundleLayout) -> tuple[GroupWeights | None, ...]:
+    """Views of a bundle's matrices over `elements`, the bundle where it lies, in layout order."""
+    views: list[GroupWeights | None] = []
+    for extent in layout.groups:
+        if extent is None:
+            views.append(None)
+            continue
+        a = _matrix(elements, extent.a_offset, extent.rank_total, extent.in_features)
+        slices = tuple(
+            (
+                part.rank_start,
+                part.rank_start + part.rank,
+                part.out_start,
+                part.out_start + part.out_features,
+                _matrix(elements, part.b_offset, part.rank, part.out_features),
+            )
+            for part in extent.slices
+        )
+        views.append(GroupWeights(a, slices))
+    return tuple(views)
+
+
+def _matrix(elements: torch.Tensor, offset: int, rows: int, columns: int) -> torch.Tensor:
+    return elements[offset : offset + rows * columns].view(rows, columns)
