@@ -7,6 +7,7 @@ block of one sequence for all layers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -175,7 +176,7 @@ class AttentionBatch:
         """
         starts, lens = list(query_starts), list(context_lens)
         assert len(starts) == len(lens) + 1, "query_starts has one entry more than sequences"
-        counts = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+        counts = [stop - start for start, stop in pairwise(starts)]
         assert all(0 < n <= c for n, c in zip(counts, lens, strict=True)), "rows exceed context"
         tables = _padded_tables(block_tables)
         wholes = lens if sequence_lens is None else list(sequence_lens)

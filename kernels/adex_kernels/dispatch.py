@@ -67,7 +67,7 @@ def attention(
 
 
 def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None:
-    """Add each row's low-rank term to y [rows, out of the fused group] in place; x is [rows, in]."""
+    """Add each row's low-rank term to y [rows, out of the group] in place; x is [rows, in]."""
     find = lora.slots.group
     for start, stop, slot in lora.segments:
         weights = find(slot, layer, group)

@@ -40,15 +40,10 @@ def attention(
     per_kv_head = q.shape[1] // kv.shape[4]
     for sequence, length in enumerate(batch.context_lens):
         start, stop = batch.query_starts[sequence], batch.query_starts[sequence + 1]
-        cells = [
-            kv[
-                batch.block_tables[sequence, p // batch.block_tokens],
-                layer,
-                :,
-                p % batch.block_tokens,
-            ]
-            for p in range(length)
-        ]
+        cells: list[Tensor] = []
+        for position in range(length):
+            block, offset = divmod(position, batch.block_tokens)
+            cells.append(kv[batch.block_tables[sequence, block], layer, :, offset])
         keys_values = torch.stack(cells).float()
         for row in range(start, stop):
             position = length - (stop - row)

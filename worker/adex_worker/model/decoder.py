@@ -21,8 +21,9 @@ from adex_worker.model.spec import ModelSpec
 class LayerWeights:
     """One layer. Linears are [out, in]; q|k|v and gate|up are fused along out.
 
-    Norm weights are those that multiply: Gemma's already hold the one that it adds, and stay float32
-    so as not to lose it. `qk_norm` is [heads + kv_heads, head_dim]. Optional ones are None where the architecture has none.
+    Norm weights are those that multiply: Gemma's already hold the one that it adds, and stay
+    float32 so as not to lose it. `qk_norm` is [heads + kv_heads, head_dim]. Optional ones are None
+    where the architecture has none.
     """
 
     attention_norm: Tensor

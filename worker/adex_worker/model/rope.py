@@ -36,7 +36,7 @@ class Rope:
     def rotation(
         self, positions: Tensor, lens: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin for each row, [rows, 1, rotary_dim], to be used by `rotate_`.
+        """cos and sin for each row, [rows, 1, rotary_dim], to be used by `rotate`.
 
         Args:
             positions: [rows] int64.
