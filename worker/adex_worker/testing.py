@@ -1,4 +1,4 @@
-"""Small random models and adapters in their real file formats, for tests that need a world in a line."""
+"""Small random models and adapters in their real file formats: a world in a line, for tests."""
 
 import json
 import math

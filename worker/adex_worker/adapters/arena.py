@@ -1,8 +1,8 @@
 """The device memory that grows: one arena of pages, shared by KV blocks and adapter bundles.
 
-The scheduler says which pages hold what. This module gives the two views of the same bytes and checks
-the scheduler's word for adapter runs: a run outside the arena or over another adapter is a protocol
-violation, never a silent overwrite.
+The scheduler says which pages hold what. This module gives the two views of the same bytes and
+checks the scheduler's word for adapter runs: a run outside the arena or over another adapter is a
+protocol violation, never a silent overwrite.
 """
 
 import threading
@@ -68,7 +68,7 @@ class Arena:
         return self._is_adapter[page] != 0
 
     def claim(self, first_page: int, pages: int) -> None:
-        """Record an adapter in [first_page, first_page + pages); ProtocolViolation if it cannot be."""
+        """Record an adapter in [first_page, first_page + pages), or raise ProtocolViolation."""
         with self._lock:
             stop = first_page + pages
             if pages < 1 or first_page < 0 or stop > self.pages:

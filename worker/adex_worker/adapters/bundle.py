@@ -1,4 +1,4 @@
-"""Packs a checked adapter into its bundle: the one form it has on disk, in host memory, on the device."""
+"""Packs a checked adapter into its bundle: the one form it has on disk, host and device."""
 
 import hashlib
 

@@ -1,8 +1,32 @@
-"""The bytes of a CPU tensor as the standard library's buffers see them."""
+"""Bytes between files and tensors, through the standard library's buffers."""
 
 import ctypes
+import io
+from typing import Protocol
 
 import torch
+
+# Large enough to be quick, small enough to be hashed while it is warm in the cache.
+_CHUNK_BYTES = 1 << 20
+
+
+class Digest(Protocol):
+    """A hash under way."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+
+def read_into(stream: io.RawIOBase, view: memoryview, digest: Digest | None = None) -> int:
+    """Fill `view`, feeding what was read to `digest`; fewer bytes only where the stream ends."""
+    at = 0
+    while at < len(view):
+        count = stream.readinto(view[at : at + _CHUNK_BYTES])
+        if not count:
+            break
+        if digest is not None:
+            digest.update(view[at : at + count])
+        at += count
+    return at
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:

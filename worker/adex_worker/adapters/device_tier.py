@@ -1,7 +1,7 @@
 """Bundles on the device: runs of the arena's pages, and the slots by which steps address them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -22,11 +22,12 @@ class DeviceTier:
         self._held: dict[str, tuple[int, int]] = {}  # digest -> (slot, first page)
         self._claimed_slots: set[int] = set()
         self._copying = 0
+        self._releasing = False
         self._era = 0
         self._changed = threading.Condition()
         # Copies run on a stream of their own, beside the steps.
         on_cuda = arena.device.type == "cuda"
-        self._stream = torch.cuda.Stream(arena.device) if on_cuda else None
+        self._stream = _stream(arena.device) if on_cuda else None
 
     def page_in(self, copy: HostCopy, slot: int, first_page: int, pages: int) -> None:
         """Copy the bundle to its pages and make it visible as `slot`. Blocks until it is there.
@@ -67,8 +68,10 @@ class DeviceTier:
         """Forget every adapter; page-ins under way are waited for and come to nothing."""
         with self._changed:
             self._era += 1
-            while self._copying:
-                self._changed.wait()
+            self._releasing = True
+            self._changed.wait_for(lambda: not self._copying)
+            self._releasing = False
+            self._changed.notify_all()
             self.slots.withdraw_all()
             self._held.clear()
             self._claimed_slots.clear()
@@ -79,9 +82,12 @@ class DeviceTier:
             return tuple(sorted(self._held))
 
     @contextmanager
-    def _claimed(self, digest: str, slot: int, first_page: int, pages: int) -> Iterator[int]:
+    def _claimed(
+        self, digest: str, slot: int, first_page: int, pages: int
+    ) -> Generator[int, None, None]:
         """Slot and pages are this adapter's; given back when the block raises. Yields the era."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._releasing)
             if slot <= BASE_SLOT or slot in self._claimed_slots or digest in self._held:
                 raise ProtocolViolation(
                     f"slot {slot} cannot take adapter {digest}: it is the base model's, it is"
@@ -111,6 +117,10 @@ class DeviceTier:
             return
         with torch.cuda.stream(self._stream):
             destination.copy_(source, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._stream)
         arrived.synchronize()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

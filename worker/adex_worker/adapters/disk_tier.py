@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import SourceUnavailable
-from adex_worker.adapters.byte_views import byte_view
+from adex_worker.adapters.byte_views import Digest, byte_view, read_into
 from adex_worker.adapters.core.bundle_header import (
     PREAMBLE_BYTES,
     BundleDamaged,
@@ -65,6 +65,9 @@ class DiskTier:
         except BundleDamaged as damage:
             self._discard(digest, damage)
             return None
+        except OSError as error:
+            _log.warning("bundle %s cannot be read: %s", digest, error)
+            return None
 
     def has(self, digest: str) -> bool:
         """Whether a file of that name is here; nothing is read."""
@@ -73,8 +76,8 @@ class DiskTier:
     def write(self, header: BundleHeader, elements: torch.Tensor) -> None:
         """Keep the bundle; when this returns it survives a crash.
 
-        `elements` is a contiguous CPU tensor. Raises SourceUnavailable when the disk is full or cannot
-        be written; nothing is left behind then.
+        `elements` is a contiguous CPU tensor. Raises SourceUnavailable when the disk is full or
+        cannot be written; nothing is left behind then.
         """
         front = encode_front(header)
         try:
@@ -92,8 +95,24 @@ class DiskTier:
     ) -> tuple[BundleHeader, torch.Tensor]:
         """Header and elements; `room` gives the uint8 tensor that the elements are read into.
 
-        Raises FileNotFoundError, or BundleDamaged after removing the file.
+        Raises FileNotFoundError, BundleDamaged after removing the file, or SourceUnavailable when
+        the disk does not answer.
         """
+        try:
+            return self._read(digest, room)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise SourceUnavailable(
+                f"the bundle of adapter {digest} cannot be read: {error.strerror}",
+                field="cache_dir",
+                remedy="Check the disk under --cache-dir",
+                retry_after_s=30.0,
+            ) from error
+
+    def _read(
+        self, digest: str, room: Callable[[BundleHeader], torch.Tensor]
+    ) -> tuple[BundleHeader, torch.Tensor]:
         with self._path(digest).open("rb", buffering=0) as stream:
             try:
                 header, start = _read_header(stream)
@@ -118,7 +137,7 @@ class DiskTier:
         self.remove(digest)
 
     @contextmanager
-    def _partial(self, digest: str) -> Iterator[tuple[int, Path]]:
+    def _partial(self, digest: str) -> Generator[tuple[int, Path], None, None]:
         """A new file to write, locked so that no other process takes it for a leftover."""
         while True:
             path = self._folder / f".{digest[:16]}-{secrets.token_hex(8)}{_PARTIAL}"
@@ -137,7 +156,7 @@ class DiskTier:
             os.close(number)
 
     def _remove_leftovers(self) -> None:
-        """Remove what writers that died in mid-write left; a living writer holds a lock on its file."""
+        """Remove what writers left that died; a living writer holds a lock on its file."""
         for path in self._folder.glob(f".*{_PARTIAL}"):
             with suppress(OSError), path.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,7 +197,7 @@ def _check_extent(header: BundleHeader, digest: str, start: int, file_bytes: int
 
 def _read_exactly(stream: io.RawIOBase, size: int) -> bytes:
     buffer = bytearray(size)
-    _fill(stream, memoryview(buffer), None)
+    _fill(stream, memoryview(buffer))
     return bytes(buffer)
 
 
@@ -189,15 +208,10 @@ def _read_checked(stream: io.RawIOBase, view: memoryview, checksum: str) -> None
         raise BundleDamaged("its elements were altered")
 
 
-def _fill(stream: io.RawIOBase, view: memoryview, digest: "hashlib._Hash | None") -> None:
-    at = 0
-    while at < len(view):
-        count = stream.readinto(view[at : at + _CHUNK_BYTES])
-        if not count:
-            raise BundleDamaged(f"it ends {len(view) - at} bytes too early")
-        if digest is not None:
-            digest.update(view[at : at + count])
-        at += count
+def _fill(stream: io.RawIOBase, view: memoryview, digest: Digest | None = None) -> None:
+    missing = len(view) - read_into(stream, view, digest)
+    if missing:
+        raise BundleDamaged(f"it ends {missing} bytes too early")
 
 
 def _write_all(number: int, view: memoryview) -> None:

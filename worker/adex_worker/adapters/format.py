@@ -6,11 +6,11 @@ Everything that can be refused without the weights is refused before they are re
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from adex_kernels.layout import BundleLayout, ModelShape, Module, bundle_layout
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
+from adex_worker.adapters.byte_views import Digest, read_into
 from adex_worker.adapters.core.config import CONFIG_BYTES_MAX, CONFIG_FILE, parse_config
 from adex_worker.adapters.core.header import (
     LENGTH_BYTES,
@@ -20,8 +20,6 @@ from adex_worker.adapters.core.header import (
 )
 from adex_worker.adapters.core.terms import LowRankTerm, low_rank_terms
 from adex_worker.adapters.sources.source import Resolved, Source
-
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
     size = _file_bytes(resolved, WEIGHTS_FILE)
     with source.open(resolved, WEIGHTS_FILE) as stream:
         first = _read(stream, min(size, LENGTH_BYTES), WEIGHTS_FILE)
-        header = _read(stream, header_length(bytes(first), size), WEIGHTS_FILE)
-        entries = parse_header(bytes(header), size)
+        header = _read(stream, header_length(first, size), WEIGHTS_FILE)
+        entries = parse_header(header, size)
         terms = low_rank_terms(entries, config, limits.shape, limits.rank_max)
         layout = bundle_layout(
             limits.shape, {(term.layer, term.module): term.rank for term in terms}
@@ -71,7 +69,7 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
         weights = bytearray(size)
         weights[: len(first) + len(header)] = first + header
         digest.update(first + header)
-        _read_into(stream, memoryview(weights)[len(first) + len(header) :], WEIGHTS_FILE, digest)
+        _fill(stream, memoryview(weights)[len(first) + len(header) :], WEIGHTS_FILE, digest)
         if stream.read(1):
             raise _changed(WEIGHTS_FILE)
     if source.resolve(resolved.key).stamp != resolved.stamp:
@@ -87,7 +85,7 @@ def _read_config(source: Source, resolved: Resolved) -> bytes:
         text = _read(stream, min(size, CONFIG_BYTES_MAX + 1), CONFIG_FILE)
         if size <= CONFIG_BYTES_MAX and stream.read(1):
             raise _changed(CONFIG_FILE)
-    return bytes(text)
+    return text
 
 
 def _file_bytes(resolved: Resolved, name: str) -> int:
@@ -112,33 +110,24 @@ def _check_size(bundle_bytes: int, limits: Limits) -> None:
         )
 
 
-def _read(stream: BinaryIO, size: int, name: str) -> bytearray:
+def _read(stream: io.RawIOBase, size: int, name: str) -> bytes:
     buffer = bytearray(size)
-    _read_into(stream, memoryview(buffer), name, None)
-    return buffer
+    _fill(stream, memoryview(buffer), name)
+    return bytes(buffer)
 
 
-def _read_into(
-    stream: BinaryIO, view: memoryview, name: str, digest: "hashlib._Hash | None"
-) -> None:
-    """Fill `view`, and feed what was read to `digest` while it is warm in the cache."""
-    assert isinstance(stream, (io.RawIOBase, io.BufferedIOBase)), "sources open binary streams"
-    at = 0
-    while at < len(view):
-        try:
-            count = stream.readinto(view[at : at + _CHUNK_BYTES])
-        except OSError as error:
-            raise SourceUnavailable(
-                f"`{name}` cannot be read: {error.strerror}",
-                field=name,
-                remedy="Try again",
-                retry_after_s=5.0,
-            ) from error
-        if not count:
-            raise _changed(name)
-        if digest is not None:
-            digest.update(view[at : at + count])
-        at += count
+def _fill(stream: io.RawIOBase, view: memoryview, name: str, digest: Digest | None = None) -> None:
+    try:
+        count = read_into(stream, view, digest)
+    except OSError as error:
+        raise SourceUnavailable(
+            f"`{name}` cannot be read: {error.strerror}",
+            field=name,
+            remedy="Try again",
+            retry_after_s=5.0,
+        ) from error
+    if count < len(view):
+        raise _changed(name)
 
 
 def _changed(name: str) -> SourceUnavailable:

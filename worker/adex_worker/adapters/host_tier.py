@@ -12,7 +12,7 @@ from adex_worker.adapters.core.bundle_header import BundleHeader
 
 @dataclass(frozen=True, slots=True)
 class HostCopy:
-    """One bundle: its header, its layout, and its bytes (uint8, pinned where a device copies them)."""
+    """One bundle: header, layout, and its bytes (uint8, pinned where a device copies them)."""
 
     header: BundleHeader
     layout: BundleLayout
@@ -22,8 +22,8 @@ class HostCopy:
 class HostTier:
     """The bundles in host memory and the bytes they take, never more than `bytes_max`.
 
-    What is here, and who leaves, is the scheduler's decision; exceeding the budget means that the two
-    sides count differently.
+    What is here, and who leaves, is the scheduler's decision; exceeding the budget means that the
+    two sides count differently.
     """
 
     def __init__(self, bytes_max: int, *, pinned: bool) -> None:
@@ -60,7 +60,7 @@ class HostTier:
             return self._copies.get(digest)
 
     def drop(self, digest: str) -> None:
-        """Forget the copy, or the room reserved for it; one that is not here is already forgotten."""
+        """Forget the copy, or the room reserved for it, if it is here."""
         with self._lock:
             self._copies.pop(digest, None)
             self._reserved.pop(digest, None)

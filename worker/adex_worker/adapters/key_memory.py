@@ -9,7 +9,7 @@ from adex_worker.adapters.sources.source import Resolved
 
 
 class KeyMemory:
-    """At most `keys_max` keys with the stamp and version they had; the least recently used goes first."""
+    """At most `keys_max` keys, each with its stamp and version; the least recently used leaves."""
 
     def __init__(self, keys_max: int) -> None:
         self._keys_max = keys_max

@@ -1,7 +1,7 @@
 """One lock per key, for as long as anyone wants it."""
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Hashable
 from contextlib import contextmanager
 
 
@@ -13,7 +13,7 @@ class KeyedLocks:
         self._locks: dict[Hashable, tuple[threading.Lock, int]] = {}
 
     @contextmanager
-    def hold(self, key: Hashable) -> Iterator[None]:
+    def hold(self, key: Hashable) -> Generator[None, None, None]:
         with self._mutex:
             lock, wanted = self._locks.get(key, (threading.Lock(), 0))
             self._locks[key] = lock, wanted + 1

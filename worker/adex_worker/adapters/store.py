@@ -36,8 +36,8 @@ CONVERSIONS_MAX = 2
 class AdapterStore:
     """Carries out fetch, stage, page-in and evict. Every call may block; any thread may call.
 
-    Work on one adapter is done in turn, so concurrent calls for it share one download, one conversion
-    and one copy. `slots` is the step thread's side and never blocks.
+    Work on one adapter is done in turn, so concurrent calls for it share one download, one
+    conversion and one copy. `slots` is the step thread's side and never blocks.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class AdapterStore:
             self._device.page_in(copy, slot, first_page, pages)
 
     def evict(self, digest: str, tier: Tier) -> None:
-        """Forget the copy in `tier`. On the device it must be resident; elsewhere absence is fine."""
+        """Forget the copy in `tier`. On the device it must be there; elsewhere absence is fine."""
         with self._locks.hold(digest):
             match tier:
                 case Tier.DEVICE:

@@ -1,7 +1,7 @@
 """The front of a bundle file: what its elements are, and how to know that they are whole.
 
-File: magic, header length (4 bytes, little-endian), SHA-256 of the header, header (JSON), zeros up to
-a multiple of 64, elements. The elements are the bytes that host and device hold.
+File: magic, header length (4 bytes, little-endian), SHA-256 of the header, header (JSON), zeros up
+to a multiple of 64, elements. The elements are the bytes that host and device hold.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ HEADER_BYTES_MAX = 4 << 20
 _FILE_NAME = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})\.bundle")
 
 
-class BundleDamaged(Exception):
+class BundleDamaged(Exception):  # noqa: N818 -- it says what is the matter  # noqa: N818 -- it says what is the matter
     """A bundle file is not what was written; it must not be used."""
 
 
@@ -56,7 +56,7 @@ def file_name(digest: str, fingerprint: str) -> str:
 
 
 def digest_in(name: str, fingerprint: str) -> str | None:
-    """The digest in a bundle file's name, None when the name is not of a bundle for `fingerprint`."""
+    """The digest in a bundle file's name, None when it is not a bundle for `fingerprint`."""
     found = _FILE_NAME.fullmatch(name)
     return found[1] if found and found[2] == fingerprint else None
 
@@ -115,7 +115,7 @@ def decode_header(preamble: bytes, text: bytes) -> BundleHeader:
 
 
 def layout_of(header: BundleHeader, shape: ModelShape, element_bytes: int) -> BundleLayout:
-    """The layout of the bundle's elements. Raises BundleDamaged where the header contradicts itself."""
+    """The layout of the bundle's elements. Raises BundleDamaged for a header that errs."""
     try:
         layout = bundle_layout(shape, header.ranks)
     except ValueError as error:

@@ -64,8 +64,8 @@ class LoraConfig:
 def parse_config(text: bytes) -> LoraConfig:
     """The config in `text`.
 
-    Raises AdapterMalformed (not JSON, wrong types, too large) or AdapterUnsupported (another adapter
-    type, an option that is not served, an unknown option that is on).
+    Raises AdapterMalformed (not JSON, wrong types, too large) or AdapterUnsupported (another type
+    of adapter, an option that is not served, an unknown option that is on).
     """
     if len(text) > CONFIG_BYTES_MAX:
         raise AdapterMalformed(

@@ -1,8 +1,8 @@
-"""Every key an adapter_config.json may hold: what is read, what is harmless, what is refused and why.
+"""Every key an adapter_config.json may hold: what is read, what is harmless, what is refused.
 
 Training-only keys say where the tensors were put or how they were made; the tensors themselves are
-the truth. Keys that change the arithmetic are refused by name until they are served. A key in none of
-these tables is refused when its value is truthy, because a newer option may change the arithmetic too.
+the truth. Keys that change the arithmetic are refused by name until they are served. A key in none
+of these tables is refused when its value is truthy: a newer option may change the arithmetic too.
 """
 
 READ = frozenset(
@@ -75,11 +75,11 @@ UNSUPPORTED: dict[str, str] = {
     "monteclora_config": _DENSE,
 }
 
-# Initialisations that change the base model during training, so that A and B alone are not the delta.
-# Matched as prefixes of the lower-cased value.
+# Initialisations that change the base model during training, so that A and B alone are not the
+# delta. Matched as prefixes of the lower-cased value.
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "lora_ga", "mica"})
 INIT_REMEDY = (
-    "Save it with save_pretrained(path_initial_model_for_weight_conversion=...), which turns it into"
-    " plain LoRA"
+    "Save it with save_pretrained(path_initial_model_for_weight_conversion=...),"
+    " which turns it into plain LoRA"
 )

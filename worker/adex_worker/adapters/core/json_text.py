@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded depth, no duplicate keys, no NaN, and one typed error for all faults."""
+"""JSON from strangers: bounded depth, no duplicate keys, no NaN, one typed error for all faults."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The name of a tensor in an adapter file, read as: which layer, which linear, which of the two matrices."""
+"""What a tensor of an adapter file is, by its name: which layer, which linear, A or B."""
 
 import re
 from dataclasses import dataclass

@@ -12,8 +12,8 @@ FORBIDDEN_REMEDY = "Name a folder inside one of the server's adapter roots (--lo
 def local_parts(name: str) -> tuple[bool, tuple[str, ...]]:
     """Whether `name` is absolute, and its parts.
 
-    Raises ValidationError, AdapterForbidden or AdapterNotFound. It judges the text alone, so a refusal
-    tells nothing about what exists.
+    Raises ValidationError, AdapterForbidden or AdapterNotFound. It judges the text alone, so a
+    refusal tells nothing about what exists.
     """
     try:
         size = len(name.encode())

@@ -1,12 +1,13 @@
 """Module patterns of an adapter's config, matched as PEFT matches them but in bounded time.
 
-PEFT resolves `rank_pattern` and `alpha_pattern` with `re.match(rf"(.*\\.)?({key})$", path)`; the first
-key that matches wins. The keys come from strangers and `re` backtracks, so a hostile key could hold a
-thread for years. Here the same text is compiled to a position automaton and simulated, one set of
-states per character, so the cost is at most (pattern length)^2 times (path length) whatever the key.
+PEFT resolves `rank_pattern` and `alpha_pattern` with `re.match(rf"(.*\\.)?({key})$", path)`; the
+first key that matches wins. The keys come from strangers and `re` backtracks, so a hostile key
+could hold a thread for years. Here the same text is compiled to an automaton and simulated, one set of
+states per character, so the cost is at most (pattern length) times (path length) whatever the key.
 
-Grammar: characters, `.`, escapes of punctuation, `\\d \\w \\s` and their complements, classes `[a-z0-9]`
-and `[^...]`, groups `( )` and `(?: )`, `|`, `*`, `+`, `?`, `^`, `$`. Anything else is refused by name.
+Grammar: characters, `.`, escapes of punctuation, `\\d \\w \\s` and their complements, classes
+`[a-z0-9]` and `[^...]`, groups `( )` and `(?: )`, `|`, `*`, `+`, `?`, `^`, `$`. Anything else is
+refused by name.
 """
 
 import string
@@ -36,7 +37,8 @@ class _Automaton:
         self.jumps.append([])
         return len(self.steps) - 1
 
-    def closure(self, states: set[int], *, at_start: bool, at_end: bool) -> set[int]:
+    def closure(self, states: set[int], *, at_start: bool, at_end: bool) -> frozenset[int]:
+        """`states` and all that can be reached from them without a character."""
         reached, pending = set(states), list(states)
         while pending:
             for target, edge in self.jumps[pending.pop()]:
@@ -44,10 +46,10 @@ class _Automaton:
                 if holds and target not in reached:
                     reached.add(target)
                     pending.append(target)
-        return reached
+        return frozenset(reached)
 
 
-class PatternRefused(ValueError):
+class PatternRefused(ValueError):  # noqa: N818 -- it says what happened
     """The text is not a pattern of the grammar; the argument says why."""
 
 
@@ -204,26 +206,43 @@ class _Parser:
 
 
 class SafePattern:
-    """One compiled text; `matches(path)` equals `re.match(text, path) is not None` for whole texts."""
+    """One compiled text; `matches(path)` says whether `re.match(text, path)` finds anything.
+
+    Sets of states are remembered, so that paths which share their beginnings are quick. `work` counts
+    the states visited so far: a bound on it is a bound on time.
+    """
 
     def __init__(self, text: str) -> None:
+        """Raises PatternRefused, which says why, for a text outside the grammar."""
         parser = _Parser(text)
-        self._first, self._last = parser.parse()
+        first, self._last = parser.parse()
         self._automaton = parser.automaton
+        self._starts = {
+            empty: self._automaton.closure({first}, at_start=True, at_end=empty)
+            for empty in (False, True)
+        }
+        self._moves: dict[tuple[frozenset[int], str, bool], frozenset[int]] = {}
+        self.work = 0
 
     def matches(self, path: str) -> bool:
-        """Whether the pattern covers a prefix of `path`; a closing `$` makes it the whole."""
-        automaton = self._automaton
-        states = automaton.closure({self._first}, at_start=True, at_end=not path)
+        states = self._starts[not path]
         for index, char in enumerate(path):
             if self._last in states:
                 return True
-            stepped: set[int] = set()
-            for state in states:
-                step = automaton.steps[state]
-                if step is not None and step[0](char):
-                    stepped.add(step[1])
-            if not stepped:
+            if not states:
                 return False
-            states = automaton.closure(stepped, at_start=False, at_end=index == len(path) - 1)
+            move = states, char, index == len(path) - 1
+            if move not in self._moves:
+                self._moves[move] = self._moved(*move)
+            states = self._moves[move]
         return self._last in states
+
+    def _moved(self, states: frozenset[int], char: str, at_end: bool) -> frozenset[int]:
+        stepped: set[int] = set()
+        for state in states:
+            step = self._automaton.steps[state]
+            if step is not None and step[0](char):
+                stepped.add(step[1])
+        reached = self._automaton.closure(stepped, at_start=False, at_end=at_end)
+        self.work += len(states) + len(reached)
+        return reached

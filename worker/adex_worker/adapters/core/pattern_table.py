@@ -9,8 +9,8 @@ from adex_worker.adapters.core.pattern import PATTERN_LENGTH_MAX, PatternRefused
 PATTERNS_MAX = 4096
 # A plain key costs one comparison; a rich one a simulation per module.
 RICH_PATTERNS_MAX = 64
-# Patterns times modules: a second or two of matching at the very worst.
-COMPARISONS_MAX = 2_000_000
+# Plain comparisons and states of simulations together: about a second at the very worst.
+WORK_MAX = 2_000_000
 
 # A key of these alone cannot make `re` backtrack: only the `(.*\\.)?` before it can move.
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_.-]|\\\.)+")
@@ -23,37 +23,37 @@ class PatternTable:
         """Raises AdapterUnsupported for a key outside the grammar or too many keys."""
         self._field, self._file = field, file
         self._matchers: list[tuple[str, Callable[[str], bool]]] = []
+        self._rich: list[SafePattern] = []
         self._compared = 0
-        rich = 0
         for key in keys:
-            plain = _PLAIN.fullmatch(key) is not None
-            rich += not plain
             if len(key) > PATTERN_LENGTH_MAX:
                 raise self._refusal(key, f"is {len(key)} characters long")
-            if rich > RICH_PATTERNS_MAX or len(self._matchers) >= PATTERNS_MAX:
+            self._matchers.append((key, self._matcher(key)))
+            if len(self._rich) > RICH_PATTERNS_MAX or len(self._matchers) > PATTERNS_MAX:
                 raise self._refusal(key, "is one pattern too many")
-            self._matchers.append((key, self._matcher(key, plain)))
 
     def key_for(self, path: str) -> str | None:
         """The first key that matches the module at `path`, as PEFT chooses it, or None."""
         self._compared += len(self._matchers)
-        if self._compared > COMPARISONS_MAX:
+        if self._compared + sum(pattern.work for pattern in self._rich) > WORK_MAX:
             raise AdapterUnsupported(
-                f"`{self._field}` in `{self._file}` needs more than {COMPARISONS_MAX} comparisons",
+                f"`{self._field}` in `{self._file}` needs more than {WORK_MAX} comparisons",
                 field=self._field,
                 remedy="Merge its keys into fewer patterns",
             )
         return next((key for key, matches in self._matchers if matches(path)), None)
 
-    def _matcher(self, key: str, plain: bool) -> Callable[[str], bool]:
+    def _matcher(self, key: str) -> Callable[[str], bool]:
         text = rf"(.*\.)?({key})$"
-        if plain:
+        if _PLAIN.fullmatch(key):
             compiled = re.compile(text)
             return lambda path: compiled.match(path) is not None
         try:
-            return SafePattern(text).matches
+            pattern = SafePattern(text)
         except PatternRefused as reason:
             raise self._refusal(key, f"is not served: {reason}") from reason
+        self._rich.append(pattern)
+        return pattern.matches
 
     def _refusal(self, key: str, what: str) -> AdapterUnsupported:
         return AdapterUnsupported(

@@ -1,8 +1,8 @@
-"""From tensor names, shapes and config to the low-rank terms of a checked adapter, or a named refusal.
+"""From tensor names, shapes and config to the low-rank terms of an adapter, or a named refusal.
 
-Every tensor of the file ends in exactly one term (or, where one matrix was trained for fused linears,
-in one term per part), every A has its B, and every shape fits the base model: what is left for the
-caller is reading numbers.
+Every tensor of the file ends in exactly one term (or, where one matrix was trained for fused
+linears, in one term per part), every A has its B, and every shape fits the base model: what is left
+for the caller is reading numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,10 @@ from adex_worker.adapters.core.keys import TARGETS, TensorKey, read_key
 
 @dataclass(frozen=True, slots=True)
 class LowRankTerm:
-    """y += scale * B[b_start:b_stop] (A x) at one (layer, module); `a` is [rank, in], `b` [out, rank].
+    """y += scale * B[b_start:b_stop] (A x) at one (layer, module).
 
-    `b_start` and `b_stop` are the rows of `b` that are this module's, all of them unless fused.
+    `a` is [rank, in], `b` [out, rank]. Rows [b_start, b_stop) of `b` are this module's: all of
+    them unless the linear is fused.
     """
 
     layer: int
@@ -76,7 +77,8 @@ def _pairs(entries: Sequence[TensorEntry]) -> list[_Pair]:
         twin = pair.a if key.side == "A" else pair.b
         if twin is not None:
             raise AdapterMalformed(
-                f"tensors `{twin.name}` and `{entry.name}` in `{WEIGHTS_FILE}` mean the same matrix",
+                f"tensors `{twin.name}` and `{entry.name}` in `{WEIGHTS_FILE}`"
+                " mean the same matrix",
                 field=entry.name,
                 remedy="Save one adapter, in one naming, per file",
             )

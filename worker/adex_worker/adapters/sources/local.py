@@ -1,12 +1,12 @@
 """Adapters in folders of this machine, inside allowed roots only."""
 
 import errno
+import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import (
@@ -37,8 +37,8 @@ class LocalSource:
     """Folders under `roots`. A relative name is looked for in each root, in their order.
 
     Symbolic links may lead anywhere inside the same root. Where one leads out of it the adapter is
-    refused, whether or not anything is there. Files are opened part by part without following links,
-    so that a link put in place after the check leads nowhere.
+    refused, whether or not anything is there. Files are opened part by part without following
+    links, so that a link put in place after the check leads nowhere.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -63,7 +63,7 @@ class LocalSource:
             remedy="Name a folder, relative to an adapter root, that holds adapter_config.json",
         )
 
-    def open(self, resolved: Resolved, name: str) -> BinaryIO:
+    def open(self, resolved: Resolved, name: str) -> io.RawIOBase:
         root = next(root for root in self._roots if _inside(resolved.location, root))
         path = _real_file(root, resolved.location, name, resolved.key.name)
         try:
@@ -158,7 +158,7 @@ def _unreadable(adapter: str, name: str, error: OSError) -> SourceUnavailable:
 
 
 @contextmanager
-def _directory(name: str, parent: int | None) -> Iterator[int]:
+def _directory(name: str, parent: int | None) -> Generator[int, None, None]:
     number = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     try:
         yield number
@@ -167,7 +167,7 @@ def _directory(name: str, parent: int | None) -> Iterator[int]:
 
 
 def _open_without_links(root: str, path: str) -> int:
-    """A file descriptor of the regular file `path`, reached from `root` through real folders only."""
+    """A descriptor of the regular file `path`, reached from `root` through real folders only."""
     parts = os.path.relpath(path, root).split("/")
     return _descend(root, None, parts)
 

@@ -1,8 +1,9 @@
 """What a place that adapters come from must offer."""
 
+import io
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from adex_proto.adapter import AdapterKey
 
@@ -39,6 +40,6 @@ class Source(Protocol):
         """What `key` means now. Raises AdapterNotFound, AdapterForbidden, SourceUnavailable..."""
         ...
 
-    def open(self, resolved: Resolved, name: str) -> BinaryIO:
+    def open(self, resolved: Resolved, name: str) -> io.RawIOBase:
         """The bytes of one of the files that `resolve` listed."""
         ...
