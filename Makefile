@@ -1,0 +1,47 @@
+# Adex. `make serve` and `make test` set everything up by themselves on a fresh machine.
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check fix protos bench lock clean
+
+BIN := .venv/bin
+PORT ?= 8080
+MODEL ?= demo/model
+ADAPTERS ?= demo/adapters
+ARGS ?=
+
+help:     ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.stamp  ## .venv from requirements/lock.txt [PYTHON=, TORCH_INDEX=]
+
+.venv/.stamp: requirements/lock.txt requirements/protos.txt requirements/install.sh pyproject.toml
+	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" sh requirements/install.sh
+	@touch $@
+
+serve: setup  ## the demo model and its adapters on http://127.0.0.1:8080 [MODEL=, ADAPTERS=, PORT=, ARGS=]
+	$(BIN)/adex serve --model-id $(MODEL) --local-adapter-root $(ADAPTERS) --port $(PORT) $(ARGS)
+
+test: setup   ## every test [ARGS=]
+	$(BIN)/pytest $(ARGS)
+
+check: setup  ## formatting, lint, types and import contracts
+	$(BIN)/ruff format --check --quiet . || { echo "run: make fix"; exit 1; }
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+fix: setup    ## what the formatter and the linter can mend by themselves
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+protos: setup  ## the generated protobuf code, with the oldest supported compiler
+	PYTHONPATH=.venv/protoc $(BIN)/python -m grpc_tools.protoc --proto_path=proto \
+	  --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/adex_proto/v1/*.proto
+
+bench: setup  ## serving beside transformers + PEFT, in one table [ARGS=]
+	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+lock:     ## requirements/lock.txt anew from pyproject.toml [TORCH=]
+	TORCH="$(TORCH)" PYTHON="$(PYTHON)" sh requirements/lock.sh
+
+clean:    ## everything that was generated here and is not committed
+	rm -rf .venv .*_cache .hypothesis build dist
