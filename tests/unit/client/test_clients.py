@@ -4,7 +4,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -74,11 +75,17 @@ BUSY = Answer.of_json(
 )
 
 
+@contextmanager
+def served(
+    script: Mapping[str, Answer | list[Answer]], *, path: str = "", **client: Any
+) -> Generator[tuple[ScriptedServer, Client], None, None]:
+    """A server with these answers and a client of it."""
+    with ScriptedServer(script) as server, Client(server.url + path, **client) as ours:
+        yield server, ours
+
+
 def test_generate_gives_the_text_and_every_detail() -> None:
-    with (
-        ScriptedServer({"/generate": Answer.of_json(WHOLE)}) as server,
-        Client(server.url) as client,
-    ):
+    with served({"/generate": Answer.of_json(WHOLE)}) as (server, client):
         response = client.generate("Hi", adapter_id="tone", max_new_tokens=3, temperature=0.0)
     assert response.generated_text == "Hello"
     assert response.details is not None
@@ -97,10 +104,7 @@ def test_generate_gives_the_text_and_every_detail() -> None:
 
 
 def test_a_stream_gives_each_token_and_ends_with_the_text() -> None:
-    with (
-        ScriptedServer({"/generate_stream": Answer.of_events(EVENTS)}) as server,
-        Client(server.url) as client,
-    ):
+    with served({"/generate_stream": Answer.of_events(EVENTS)}) as (_, client):
         events = list(client.generate_stream("Hi", "tone"))
     assert "".join(event.text for event in events) == "Hello"
     assert [event.generated_text for event in events] == [None, None, "Hello"]
@@ -109,10 +113,7 @@ def test_a_stream_gives_each_token_and_ends_with_the_text() -> None:
 
 
 def test_a_chat_gives_a_completion() -> None:
-    with (
-        ScriptedServer({"/v1/chat/completions": Answer.of_json(CHAT)}) as server,
-        Client(server.url) as client,
-    ):
+    with served({"/v1/chat/completions": Answer.of_json(CHAT)}) as (_, client):
         completion = client.chat([{"role": "user", "content": "Hi"}], adapter_id="tone")
     assert (completion.text, completion.choices[0].finish_reason) == ("Hello", "stop")
     assert completion.usage is not None
@@ -120,10 +121,7 @@ def test_a_chat_gives_a_completion() -> None:
 
 
 def test_a_streamed_chat_gives_its_pieces_and_its_usage() -> None:
-    with (
-        ScriptedServer({"/v1/chat/completions": Answer.of_events(CHUNKS, done=True)}) as server,
-        Client(server.url) as client,
-    ):
+    with served({"/v1/chat/completions": Answer.of_events(CHUNKS, done=True)}) as (_, client):
         chunks = list(client.chat([{"role": "user", "content": "Hi"}], stream=True))
     assert "".join(piece.text for piece in chunks) == "Hello"
     assert chunks[-1].usage is not None
@@ -137,17 +135,14 @@ def test_the_adapters_are_the_models_that_have_a_parent() -> None:
             {"id": "tone", "object": "model", "root": "/a/tone", "parent": "base", "rank": 8},
         ],
     }
-    with (
-        ScriptedServer({"/v1/models": Answer.of_json(cards)}) as server,
-        Client(server.url) as client,
-    ):
+    with served({"/v1/models": Answer.of_json(cards)}) as (_, client):
         (card,) = client.list_adapters()
     assert (card.id, card.root, card.parent, card.extra) == ("tone", "/a/tone", "base", {"rank": 8})
 
 
 def test_info_keeps_what_it_does_not_know() -> None:
     told = {"model_id": "base", "max_total_tokens": 2048, "max_best_of": 2}
-    with ScriptedServer({"/info": Answer.of_json(told)}) as server, Client(server.url) as client:
+    with served({"/info": Answer.of_json(told)}) as (_, client):
         info = client.info()
     assert (info.model_id, info.max_total_tokens, info.extra) == ("base", 2048, {"max_best_of": 2})
 
@@ -155,7 +150,7 @@ def test_info_keeps_what_it_does_not_know() -> None:
 def test_health_returns_or_says_why_not() -> None:
     draining = Answer.of_json({"error": "draining", "error_type": "shutting_down"}, status=503)
     script = {"/health": [Answer(), draining, Answer(status=503)]}
-    with ScriptedServer(script) as server, Client(server.url) as client:
+    with served(script) as (server, client):
         client.health()
         with pytest.raises(ShuttingDown):
             client.health()
@@ -165,15 +160,15 @@ def test_health_returns_or_says_why_not() -> None:
 
 
 def test_a_base_address_may_hold_a_path() -> None:
-    with ScriptedServer({"/under/here/info": Answer.of_json({"model_id": "m"})}) as server:
-        with Client(f"{server.url}/under/here/") as client:
-            assert client.info().model_id == "m"
+    script = {"/under/here/info": Answer.of_json({"model_id": "m"})}
+    with served(script, path="/under/here/") as (_, client):
+        assert client.info().model_id == "m"
 
 
 def test_headers_of_the_caller_are_sent_with_every_request() -> None:
-    with ScriptedServer({"/generate": Answer.of_json(WHOLE)}) as server:
-        with Client(server.url, headers={"Authorization": "Bearer t"}) as client:
-            client.generate("Hi")
+    script = {"/generate": Answer.of_json(WHOLE)}
+    with served(script, headers={"Authorization": "Bearer t"}) as (server, client):
+        client.generate("Hi")
     assert server.asked[0].headers["authorization"] == "Bearer t"
 
 
@@ -185,37 +180,41 @@ def test_an_address_that_is_none_is_refused_at_once(wrong: str) -> None:
 
 def test_a_busy_server_is_asked_again() -> None:
     script = {"/generate": [BUSY, BUSY, Answer.of_json(WHOLE)]}
-    with ScriptedServer(script) as server, Client(server.url) as client:
+    with served(script) as (server, client):
         assert client.generate("Hi").generated_text == "Hello"
     assert len(server.asked) == 3
 
 
 def test_a_busy_stream_is_asked_again_before_its_first_byte() -> None:
     script = {"/generate_stream": [BUSY, Answer.of_events(EVENTS)]}
-    with ScriptedServer(script) as server, Client(server.url) as client:
+    with served(script) as (_, client):
         assert len(list(client.generate_stream("Hi"))) == 3
 
 
 def test_patience_has_an_end() -> None:
-    with ScriptedServer({"/generate": BUSY}) as server, Client(server.url, retries_max=1) as client:
-        with pytest.raises(Overloaded, match="full"):
-            client.generate("Hi")
+    with (
+        served({"/generate": BUSY}, retries_max=1) as (server, client),
+        pytest.raises(Overloaded, match="full"),
+    ):
+        client.generate("Hi")
     assert len(server.asked) == 2
 
 
 def test_a_callers_error_is_raised_at_once_and_typed() -> None:
     told = {"error": "adapter `x` was not found", "error_type": "adapter_not_found"}
     script = {"/generate": Answer.of_json(told, status=404)}
-    with ScriptedServer(script) as server, Client(server.url) as client:
-        with pytest.raises(AdapterNotFound, match="adapter `x` was not found"):
-            client.generate("Hi", "x")
+    with (
+        served(script) as (server, client),
+        pytest.raises(AdapterNotFound, match="adapter `x` was not found"),
+    ):
+        client.generate("Hi", "x")
     assert len(server.asked) == 1
 
 
 def test_an_error_inside_a_stream_comes_after_its_tokens_and_is_not_asked_again() -> None:
     told = {"error": "the step failed", "error_type": "generation"}
     script = {"/generate_stream": Answer.of_events([EVENTS[0], told])}
-    with ScriptedServer(script) as server, Client(server.url) as client:
+    with served(script) as (server, client):
         stream = client.generate_stream("Hi")
         assert next(stream).text == "Hel"
         with pytest.raises(StepFailed):
@@ -226,7 +225,7 @@ def test_an_error_inside_a_stream_comes_after_its_tokens_and_is_not_asked_again(
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_stream_cut_short_is_broken_and_not_taken_for_a_short_answer(cut: bool) -> None:
     script = {"/generate_stream": Answer.of_events(EVENTS[:2], cut=cut)}
-    with ScriptedServer(script) as server, Client(server.url) as client:
+    with served(script) as (server, client):
         got: list[StreamResponse] = []
         with pytest.raises(StreamBroken):
             got.extend(client.generate_stream("Hi"))
@@ -235,9 +234,8 @@ def test_a_stream_cut_short_is_broken_and_not_taken_for_a_short_answer(cut: bool
 
 def test_a_page_that_is_no_reply_is_told_so() -> None:
     script = {"/generate": Answer((b"<html>",), headers={"content-type": "text/html"})}
-    with ScriptedServer(script) as server, Client(server.url) as client:
-        with pytest.raises(ReplyMalformed, match="not JSON"):
-            client.generate("Hi")
+    with served(script) as (_, client), pytest.raises(ReplyMalformed, match="not JSON"):
+        client.generate("Hi")
 
 
 def free_port() -> int:
@@ -300,9 +298,6 @@ async def _first_of_endless(
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
         connection.sendall(head + body)
         return await asking
-
-
-Call = Callable[[AsyncClient], Awaitable[object]]
 
 
 async def collect(stream: AsyncIterator[Any]) -> str:

@@ -1,0 +1,95 @@
+"""What to try first, told once the server is ready."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adex.cli.serve_options import ServeOptions
+
+_DEFAULT_URL = "http://127.0.0.1:8080"
+_SAMPLE_FILES = (Path("demo/samples.json"),)
+_SAMPLE_BYTES_MAX = 2**20
+_FOLDERS_READ_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt, the adapter it suits, and what that one answers where it is known."""
+
+    prompt: str
+    adapter: str | None = None
+    answer: str | None = None
+
+
+def local_url(host: str, port: int) -> str:
+    """The address at which a server that listens at `host` is reached from here."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
+
+
+def choose_sample(options: ServeOptions) -> Sample:
+    """The demonstration's own sample if its adapter is served, else the first adapter found."""
+    served = adapter_names(options)
+    for sample in _samples():
+        if sample.adapter is None or sample.adapter in served:
+            return sample
+    return Sample("Once upon a time", served[0] if served else None)
+
+
+def adapter_names(options: ServeOptions) -> list[str]:
+    """The names under which local adapters are served: the modules, then the roots' folders."""
+    names = [name for name, _ in options.lora_modules]
+    for root in options.local_adapter_roots:
+        names += sorted(
+            folder.name
+            for _, folder in zip(range(_FOLDERS_READ_MAX), root.iterdir(), strict=False)
+            if (folder / "adapter_config.json").is_file()
+        )
+    return list(dict.fromkeys(names))
+
+
+def _samples() -> list[Sample]:
+    """The samples of the demonstration; none where its file is missing or not ours."""
+    for path in _SAMPLE_FILES:
+        try:
+            if path.stat().st_size > _SAMPLE_BYTES_MAX:
+                continue
+            read: Any = json.loads(path.read_text(encoding="utf-8"))
+            return [
+                Sample(str(item["prompt"]), item.get("adapter"), item.get("answer"))
+                for item in read
+            ]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return []
+
+
+def commands_to_try(sample: Sample, url: str) -> list[str]:
+    """Three commands, ready for a shell."""
+    parameters: dict[str, object] = {"max_new_tokens": 32}
+    if sample.adapter is not None:
+        parameters = {"adapter_id": sample.adapter} | parameters
+    body = json.dumps({"inputs": sample.prompt, "parameters": parameters}, ensure_ascii=False)
+    where = [] if url == _DEFAULT_URL else ["--url", url]
+    adapter = [] if sample.adapter is None else ["--adapter-id", sample.adapter]
+    json_header = "content-type: application/json"
+    return [
+        shlex.join(["curl", f"{url}/generate", "-H", json_header, "-d", body]),
+        shlex.join(["adex", "generate", *where, *adapter, sample.prompt]),
+        shlex.join(["adex", "chat", *where, *adapter]),
+    ]
+
+
+def banner(options: ServeOptions, url: str, adapters: int | None) -> Sequence[str]:
+    """The lines that tell the server is ready; the first is the headline."""
+    sample = choose_sample(options)
+    counted = "" if adapters is None else f", {adapters} adapter{'' if adapters == 1 else 's'}"
+    lines = [f"adex is ready at {url} ({options.model_id}{counted})", "Try:"]
+    lines += [f"  {command}" for command in commands_to_try(sample, url)]
+    if sample.answer is not None:
+        lines.append(f"  # {sample.adapter or 'the base model'} answers: {sample.answer}")
+    lines.append("Ctrl-C ends it; running requests finish first.")
+    return lines

@@ -1,0 +1,160 @@
+"""`adex serve`: a worker and a scheduler, started together, watched, and ended together."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from adex.aio import AsyncClient
+from adex.cli.banner import banner, local_url
+from adex.cli.child import Child
+from adex.cli.failure import EXIT_USAGE, CommandError, require_packages
+from adex.cli.serve_options import ServeOptions, child_environment, read_options
+from adex.cli.supervisor import Role, Supervisor
+from adex.cli.terminal import Terminal
+from adex.errors import AdexError, ServerUnreachable
+
+WORKER_NEEDS = ("adex_worker", "torch", "grpc", "safetensors")
+SCHEDULER_NEEDS = ("adex_scheduler", "aiohttp", "grpc", "tokenizers")
+
+_POLL_S = 0.25
+_POLL_TIMEOUT_S = 5.0
+# Beyond the drain itself: to close connections, and for the worker to free its device.
+_END_GRACE_S = 10.0
+# A socket's path may have 107 bytes on Linux and 103 on macOS.
+_SOCKET_PATH_BYTES_MAX = 100
+
+
+def serve(flags: argparse.Namespace, terminal: Terminal) -> int:
+    """Run until a signal comes; the exit code."""
+    options = read_options(flags, os.environ)
+    require_packages("worker", WORKER_NEEDS)
+    require_packages("scheduler", SCHEDULER_NEEDS)
+    options = replace(
+        options,
+        port=_bindable_port(options.host, options.port, "--port"),
+        grpc_port=_bindable_port(options.host, options.grpc_port, "--grpc-port"),
+    )
+    folder = _private_folder()
+    try:
+        return asyncio.run(_run(options, folder / "worker.sock", terminal))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bindable_port(host: str, port: int, flag: str) -> int:
+    """The port, or a free one for 0, having bound it once: better here than in the children."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CommandError(
+                f"cannot listen at {host} port {port}: {os.strerror(error.errno or 0)}",
+                f"choose another address with --host or port with {flag}",
+                EXIT_USAGE,
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _private_folder() -> Path:
+    """A folder that only this user may enter, with a path short enough for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="adex-"))
+    if len(os.fsencode(folder / "worker.sock")) <= _SOCKET_PATH_BYTES_MAX:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="adex-", dir="/tmp"))
+
+
+async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -> int:
+    address = f"unix://{worker_socket}"
+    environment = child_environment(os.environ)
+
+    def role(name: str, module: str, arguments: list[str], end_s_max: float) -> Role:
+        prefix = terminal.styled(f"{name:>9} |", "dim")
+
+        async def start() -> Child:
+            return await Child.start(
+                name,
+                module,
+                arguments,
+                environment=environment,
+                write=_heedless(lambda line: terminal.line(f"{prefix} {line}")),
+            )
+
+        return Role(name, start, end_s_max)
+
+    supervisor = Supervisor(
+        [
+            role(
+                "scheduler",
+                "adex_scheduler",
+                options.scheduler_arguments(address),
+                options.drain_seconds + _END_GRACE_S,
+            ),
+            role("worker", "adex_worker", options.worker_arguments(address), _END_GRACE_S),
+        ],
+        tell=_heedless(lambda line: terminal.remark(f"adex: {line}")),
+    )
+    greeting = asyncio.create_task(_greet_when_ready(options, worker_socket, terminal))
+    try:
+        return await supervisor.run()
+    finally:
+        greeting.cancel()
+        await asyncio.gather(greeting, return_exceptions=True)
+
+
+def _heedless(write: Callable[[str], None]) -> Callable[[str], None]:
+    """The writer for a server that must outlive whoever read its output."""
+
+    def write_if_read(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            write(line)
+
+    return write_if_read
+
+
+async def _greet_when_ready(options: ServeOptions, worker_socket: Path, terminal: Terminal) -> None:
+    """Show what is awaited until the server serves, then what to try."""
+    url = local_url(options.host, options.port)
+    status = _heedless(terminal.status)
+    began_s = time.monotonic()
+    async with AsyncClient(url, timeout=_POLL_TIMEOUT_S, retries_max=0) as client:
+        try:
+            while True:
+                waits_for = await _what_is_missing(client, worker_socket, options.model_id)
+                if waits_for is None:
+                    break
+                status(f"waiting for {waits_for} ({time.monotonic() - began_s:.0f} s)")
+                await asyncio.sleep(_POLL_S)
+        finally:
+            status("")
+        try:
+            adapters = len(await client.list_adapters())
+        except AdexError:
+            adapters = None
+    headline, *rest = banner(options, url, adapters)
+    write = _heedless(terminal.line)
+    write(terminal.styled(headline, "green"))
+    for line in rest:
+        write(line)
+
+
+async def _what_is_missing(client: AsyncClient, worker_socket: Path, model_id: str) -> str | None:
+    """What keeps the server from serving, None once it does."""
+    try:
+        await client.health()
+    except ServerUnreachable:
+        return f"the scheduler to listen at {client.base_url}"
+    except AdexError as error:
+        listening = await asyncio.to_thread(worker_socket.exists)
+        return f"the server: {error.message}" if listening else f"the worker to load {model_id}"
+    return None

@@ -1,0 +1,283 @@
+"""The flags of `adex serve`, from the command line or the environment, and where each one goes."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from adex.cli.failure import EXIT_USAGE, CommandError
+
+_DEMO_MODEL = Path("demo/model")
+_DEMO_ADAPTERS = Path("demo/adapters")
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|[kmgt]i?b?)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `adex serve` was asked for; None leaves a choice to the process that makes it."""
+
+    model_id: str
+    host: str
+    port: int
+    grpc_port: int
+    device: str
+    dtype: str
+    device_memory: str | None
+    host_memory: str | None
+    disk_memory: str | None
+    cache_dir: Path
+    local_adapter_roots: tuple[Path, ...]
+    lora_modules: tuple[tuple[str, Path], ...]
+    max_batch_tokens: int | None
+    max_sequences: int | None
+    drain_seconds: float
+
+    def worker_arguments(self, address: str) -> list[str]:
+        """The flags of the worker, which listens at `address`."""
+        # A module's folder may lie outside the roots: the worker reads nowhere else.
+        roots = dict.fromkeys([*self.local_adapter_roots, *(path for _, path in self.lora_modules)])
+        return _flags(
+            ("--listen", address),
+            ("--model-id", self.model_id),
+            ("--device", self.device),
+            ("--dtype", self.dtype),
+            ("--device-memory", self.device_memory),
+            ("--host-memory", self.host_memory),
+            ("--disk-memory", self.disk_memory),
+            ("--cache-dir", self.cache_dir),
+            *(("--local-adapter-root", root) for root in roots),
+            ("--max-batch-tokens", self.max_batch_tokens),
+            ("--max-sequences", self.max_sequences),
+        )
+
+    def scheduler_arguments(self, address: str) -> list[str]:
+        """The flags of the scheduler, whose worker listens at `address`."""
+        return _flags(
+            ("--worker", address),
+            ("--model-id", self.model_id),
+            ("--host", self.host),
+            ("--port", self.port),
+            ("--grpc-port", self.grpc_port),
+            *(("--lora-modules", f"{name}={path}") for name, path in self.lora_modules),
+            *(("--local-adapter-root", root) for root in self.local_adapter_roots),
+            ("--max-batch-tokens", self.max_batch_tokens),
+            ("--max-sequences", self.max_sequences),
+            ("--drain-seconds", f"{self.drain_seconds:g}"),
+        )
+
+
+def _flags(*pairs: tuple[str, object]) -> list[str]:
+    return [part for flag, value in pairs if value is not None for part in (flag, str(value))]
+
+
+def bytes_of_size(text: str) -> int:
+    """Bytes of a size such as 2GiB, 1.5 GB or 1048576.
+
+    Raises: ValueError naming the ways to write one.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: write it like 2GiB, 500MB or auto")
+    unit = (match[2] or "").lower()
+    unit = unit if unit == "b" else unit.removesuffix("b")
+    return int(float(match[1]) * (_BINARY_UNITS | _UNITS)[unit])
+
+
+def _size(text: str) -> str:
+    """A size in plain bytes, which every process reads alike; "auto" stays."""
+    return "auto" if text.strip().lower() == "auto" else str(bytes_of_size(text))
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{port} is no port: they go from 0 (any free one) to 65535")
+    return port
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(f"{count} is too few: give 1 or more")
+    return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86400:
+        raise ValueError(f"{text} is no wait: give seconds from 0 to 86400")
+    return seconds
+
+
+def _folder(text: str) -> Path:
+    folder = Path(text).expanduser().resolve()
+    if not folder.is_dir():
+        raise ValueError(f"{text} is no folder")
+    return folder
+
+
+def _module(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name.strip() and separator and path.strip()):
+        raise ValueError(f"{text!r} must be name=path")
+    return name.strip(), _folder(path.strip())
+
+
+def _dtype(text: str) -> str:
+    return _one_of(text, "auto", "float32", "bfloat16", "float16")
+
+
+def _device(text: str) -> str:
+    return text if re.fullmatch(r"cuda:\d+", text) else _one_of(text, "auto", "cpu", "cuda")
+
+
+def _one_of(text: str, *choices: str) -> str:
+    if text not in choices:
+        raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    """One flag: how its text is read, and what separates several in the environment."""
+
+    name: str
+    read: Callable[[str], object]
+    metavar: str
+    help: str
+    default: object = None
+    separator: str | None = None
+
+    @property
+    def variable(self) -> str:
+        return "ADEX_" + self.name.upper().replace("-", "_")
+
+
+_FLAGS = (
+    _Flag("model-id", str, "MODEL", "folder or hub id of the base model (demo/model if present)"),
+    _Flag("host", str, "HOST", "address to listen at; 0.0.0.0 for containers", "127.0.0.1"),
+    _Flag("port", _port, "PORT", "port of the REST API, 0 for any", 8080),
+    _Flag("grpc-port", _port, "PORT", "port of the gRPC API, 0 for any", 9090),
+    _Flag("device", _device, "DEVICE", "auto, cpu, cuda or cuda:N", "auto"),
+    _Flag("dtype", _dtype, "DTYPE", "auto, float32, bfloat16 or float16", "auto"),
+    _Flag("device-memory", _size, "SIZE", "device pool for KV cache and adapters, like 2GiB"),
+    _Flag("host-memory", _size, "SIZE", "host memory for adapters"),
+    _Flag("disk-memory", _size, "SIZE", "disk space for adapters"),
+    _Flag("cache-dir", str, "DIR", "where adapters are kept on disk", "~/.cache/adex"),
+    _Flag(
+        "local-adapter-root",
+        _folder,
+        "DIR",
+        "folder whose adapters may be served by name; repeatable",
+        separator=os.pathsep,
+    ),
+    _Flag(
+        "lora-modules",
+        _module,
+        "NAME=PATH",
+        "adapter to serve under a name; repeatable, also from LORA_ADAPTERS",
+        separator=",",
+    ),
+    _Flag("max-batch-tokens", _count, "N", "tokens in one step at most"),
+    _Flag("max-sequences", _count, "N", "sequences in one step at most"),
+    _Flag("drain-seconds", _seconds, "S", "how long running requests may finish at the end", 30.0),
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `adex serve`; their values stay text until `read_options`."""
+    for flag in _FLAGS:
+        shown = "" if flag.default is None else f" [{flag.default}]"
+        parser.add_argument(
+            f"--{flag.name}",
+            action="append" if flag.separator else "store",
+            metavar=flag.metavar,
+            help=f"{flag.help}{shown} (env {flag.variable})".replace("%", "%%"),
+        )
+
+
+def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> ServeOptions:
+    """The options, each from its flag, else its variable, else its default.
+
+    Raises: CommandError naming the flag or variable, the value and what is accepted.
+    """
+    values = {flag.name: _value(flag, flags, environ) for flag in _FLAGS}
+    modules = _modules(values["lora-modules"], environ)
+    model_id = values["model-id"] or _demo_model()
+    roots: list[Path] = values["local-adapter-root"]
+    if not roots and Path(model_id) == _DEMO_MODEL and _DEMO_ADAPTERS.is_dir():
+        roots = [_DEMO_ADAPTERS.resolve()]
+    return ServeOptions(
+        model_id=model_id,
+        host=values["host"],
+        port=values["port"],
+        grpc_port=values["grpc-port"],
+        device=values["device"],
+        dtype=values["dtype"],
+        device_memory=values["device-memory"],
+        host_memory=values["host-memory"],
+        disk_memory=values["disk-memory"],
+        cache_dir=Path(values["cache-dir"]).expanduser().absolute(),
+        local_adapter_roots=tuple(roots),
+        lora_modules=tuple(modules),
+        max_batch_tokens=values["max-batch-tokens"],
+        max_sequences=values["max-sequences"],
+        drain_seconds=values["drain-seconds"],
+    )
+
+
+def _value(flag: _Flag, flags: argparse.Namespace, environ: Mapping[str, str]) -> Any:
+    """One flag's value; a list, perhaps empty, where it is repeatable."""
+    given: str | list[str] | None = getattr(flags, flag.name.replace("-", "_"))
+    said_by = f"--{flag.name}"
+    if given is None:
+        said_by, given = flag.variable, environ.get(flag.variable) or None
+        # Kubernetes sets ADEX_PORT=tcp://... in every pod beside a service named adex.
+        if isinstance(given, str) and flag.read is _port and given.startswith("tcp://"):
+            given = None
+        if isinstance(given, str) and flag.separator is not None:
+            given = [part for part in given.split(flag.separator) if part.strip()]
+    if flag.separator is not None:
+        return [_read(flag.read, text, said_by) for text in given or []]
+    return flag.default if given is None else _read(flag.read, str(given), said_by)
+
+
+def _read(read: Callable[[str], object], text: str, said_by: str) -> object:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise CommandError(
+            f"{said_by}: {error}", "`adex serve --help` tells more", EXIT_USAGE
+        ) from error
+
+
+def _modules(given: list[tuple[str, Path]], environ: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """The modules of the flags, then those of TGI's variable that have another name."""
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise CommandError(
+                f"--lora-modules: {name!r} is given twice", "give each name one path", EXIT_USAGE
+            )
+    parts = [part for part in environ.get("LORA_ADAPTERS", "").split(",") if part.strip()]
+    others = (cast("tuple[str, Path]", _read(_module, part, "LORA_ADAPTERS")) for part in parts)
+    return given + [(name, path) for name, path in others if name not in names]
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the children, without what their flags already say."""
+    said = {flag.variable for flag in _FLAGS} | {"LORA_ADAPTERS"}
+    return {name: value for name, value in environ.items() if name not in said}
+
+
+def _demo_model() -> str:
+    if not _DEMO_MODEL.is_dir():
+        raise CommandError(
+            "no model was named", "adex serve --model-id FOLDER_OR_HUB_ID", EXIT_USAGE
+        )
+    return str(_DEMO_MODEL)
