@@ -55,7 +55,7 @@ class LoraBatch:
 class KeyView:
     """The keys that the queries of one group see through one window.
 
-    `pages` is [sequences * blocks], the pages to gather, padded with a sequence's first page.
+    `pages` is [sequences * blocks], the pages to gather, padded with a sequence's last page.
     `hidden` is [sequences, queries, keys] bool, true where a query must not see a key, or None when
     the plain causal triangle over exactly `keys` positions says the same. `biases` caches the
     additive form of `hidden` for each dtype.
@@ -127,8 +127,9 @@ class QueryGroup:
         blocks = max(last // tokens + 1 - block for last, block in spans)
         numbers = torch.tensor([first_blocks, self.first_positions, self.last_positions])
         first_block, first, last = numbers.to(device, non_blocking=True).unsqueeze(2)
-        columns = first_block + torch.arange(blocks, device=device)
-        columns = columns.clamp_(max=self.tables.shape[1] - 1)
+        # Padding repeats the sequence's own last page: whatever a foreign one holds, NaN included,
+        # would get through a mask that is added.
+        columns = torch.minimum(first_block + torch.arange(blocks, device=device), last // tokens)
         pages = self.tables.gather(1, columns).view(-1)
         keys = (first_block * tokens + torch.arange(blocks * tokens, device=device)).unsqueeze(1)
         queries = first + torch.arange(self.queries, device=device)
@@ -146,7 +147,7 @@ class AttentionBatch:
     Rows of sequence i are [query_starts[i], query_starts[i + 1]); context_lens[i] positions are
     visible to its last row, this step's included. Row t's key and value go to write_pages[t],
     write_offsets[t]. `row_lens[t]` is the whole known length of row t's sequence, which chooses its
-    rotation where that depends on length.
+    rotation where that depends on length. `fresh_pages` are those that the step begins to fill.
     """
 
     query_starts: list[int]
@@ -156,6 +157,7 @@ class AttentionBatch:
     write_pages: Tensor
     write_offsets: Tensor
     row_lens: Tensor
+    fresh_pages: Tensor | None
     groups: list[QueryGroup]
 
     @classmethod
@@ -190,11 +192,23 @@ class AttentionBatch:
         row_lens = torch.maximum(row_wholes, row_contexts)
         on_device = tables.to(device, non_blocking=True)
         rows = torch.stack((pages, offsets, row_lens)).to(device, non_blocking=True)
+        fresh = pages[offsets == 0]
+        fresh_pages = fresh.to(device, non_blocking=True) if len(fresh) else None
         groups = [
             _query_group(members, starts, lens, on_device, block_tokens)
             for members in _members_by_size(counts, lens, block_tokens)
         ]
-        return cls(starts, lens, on_device, block_tokens, rows[0], rows[1], rows[2], groups)
+        return cls(
+            query_starts=starts,
+            context_lens=lens,
+            block_tables=on_device,
+            block_tokens=block_tokens,
+            write_pages=rows[0],
+            write_offsets=rows[1],
+            row_lens=rows[2],
+            fresh_pages=fresh_pages,
+            groups=groups,
+        )
 
 
 def _padded_tables(block_tables: Sequence[Sequence[int]] | Tensor) -> Tensor:

@@ -14,6 +14,16 @@ from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 _SCORES_MAX = 1 << 24
 
 
+def clear_fresh_(kv: Tensor, batch: AttentionBatch) -> None:
+    """Zero the pages that this step begins to fill; to be called once, before the first layer.
+
+    A page may have held an adapter or another sequence: bytes that read as NaN would get through
+    the mask from the cells behind a sequence's end.
+    """
+    if batch.fresh_pages is not None:
+        kv.index_fill_(0, batch.fresh_pages, 0)
+
+
 def kv_write_(kv: Tensor, layer: int, k: Tensor, v: Tensor, batch: AttentionBatch) -> None:
     """Store each row's key and value, [rows, kv_heads, head_dim], in its block of `layer`."""
     pages, layers, _, tokens, kv_heads, head_dim = kv.shape

@@ -101,6 +101,7 @@ class Decoder:
         if lora is not None and not lora.segments:
             lora = None
         spec = self.spec
+        dispatch.clear_fresh_(kv, attention)
         hidden = functional.embedding(token_ids, self.weights.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale

@@ -43,7 +43,7 @@ class ModelSource:
         return self._parsed(path)
 
     def spec(self) -> ModelSpec:
-        """The model's spec; the ids that end a sequence are generation_config.json's if it has any."""
+        """The model's spec; ids that end a sequence are generation_config.json's if it has any."""
         spec = model_spec(self.config())
         path = self.file("generation_config.json")
         generation = self._parsed(path) if path is not None else {}

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from adex_kernels.batch import AttentionBatch
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 BLOCK_TOKENS = 4
 
@@ -59,12 +60,12 @@ class Pair:
         steps: Sequence[Sequence[tuple[int, int]]],
         known_lens: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Logits of each sequence's tokens, run in steps of (sequence, tokens) over mixed blocks."""
+        """Logits of each sequence's tokens, in steps of (sequence, tokens) over mixed blocks."""
         pages_each = -(-max(map(len, sequences)) // BLOCK_TOKENS)
         shuffled = torch.randperm(pages_each * len(sequences)).view(len(sequences), pages_each)
-        kv = torch.full(
-            self.ours.kv_shape(shuffled.numel(), BLOCK_TOKENS), 9.0, dtype=self.ours.dtype
-        )
+        # What a page held before must not matter, whatever it was.
+        shape = self.ours.kv_shape(shuffled.numel(), BLOCK_TOKENS)
+        kv = torch.full(shape, float("nan"), dtype=self.ours.dtype)
         done = [0] * len(sequences)
         found: list[list[Tensor]] = [[] for _ in sequences]
         for step in steps:

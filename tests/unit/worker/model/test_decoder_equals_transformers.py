@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from adex_kernels.batch import AttentionBatch
 from torch import Tensor
+
+from adex_kernels.batch import AttentionBatch
 
 LONGROPE = {
     "rope_type": "longrope",
