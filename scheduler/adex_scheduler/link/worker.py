@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 import grpc
 import grpc.aio
+
 from adex_proto.codec import (
     Down,
     FromWorkerMessage,

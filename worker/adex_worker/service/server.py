@@ -14,6 +14,9 @@ from typing import Any, Never
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
 from adex_proto.codec import (
     WORKER_SERVICE_NAME,
     FromWorkerMessage,
@@ -26,9 +29,6 @@ from adex_proto.errors import AdexError, ProtocolViolation, ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_proto.transport import SERVER_OPTIONS
 from adex_proto.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
 from adex_worker.run.steps import StepThread
 from adex_worker.service.commands import CommandPools
 from adex_worker.service.session import Session

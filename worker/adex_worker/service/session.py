@@ -18,7 +18,6 @@ from adex_proto.codec import (
 from adex_proto.errors import ProtocolViolation
 from adex_proto.outcome import Heartbeat, Hello, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
-
 from adex_worker.run.steps import StepThread
 from adex_worker.service.commands import CommandPools, Commands
 

@@ -1,0 +1,25 @@
+"""The array types of the run room, and the one way from host arrays to the device."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.int64]
+UintArray = NDArray[np.uint64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A host array on `device`, without waiting for it."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def grown(array: NDArray[Any], rows: int) -> NDArray[Any]:
+    """`array` with its first dimension extended to `rows` by zeros."""
+    longer = np.zeros((rows, *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer

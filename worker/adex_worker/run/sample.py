@@ -1,0 +1,211 @@
+"""From the logits of a step to one token per row.
+
+In order: the model's own log probabilities are read; then penalties, bias, the ban on ending before
+min_new_tokens; then, for rows that are drawn, temperature, top-k, top-p, min-p and typical-p. Every
+operation runs only over the rows that need it, and not at all when none does.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adex_worker.run.arrays import BoolArray, FloatArray, IntArray, upload
+from adex_worker.run.filters import WIDTH, FilterColumns, candidates
+from adex_worker.run.noise import draw_keys, race
+from adex_worker.run.sampling_table import Needs, SamplingTable
+
+# Drawing keeps several numbers for each token of each row; this many at once bounds the memory.
+_ELEMENTS_AT_ONCE = 1 << 22
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """For the rows that asked, by index into the step's sampled rows.
+
+    `chosen` is each one's own token's; `top_ids` and `top` [asked, most asked for] those of the most
+    probable tokens, in that order.
+    """
+
+    index: dict[int, int]
+    chosen: FloatArray
+    top_ids: IntArray
+    top: FloatArray
+
+
+@dataclass(slots=True)
+class Sampled:
+    """[rows] each: the tokens, and whether the row's logits were all finite; if not, no token."""
+
+    token_ids: IntArray
+    finite: BoolArray
+    logprobs: Logprobs | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One step's rows: logits [rows, vocabulary], to be changed in place, and what goes with them."""
+
+    logits: Tensor
+    rows: IntArray
+    generated: IntArray
+    table: SamplingTable
+    needs: IntArray
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device = self.logits.device
+
+    def needing(self, need: Needs) -> IntArray:
+        """Indexes of the rows that need it."""
+        return np.flatnonzero(self.needs & need)
+
+
+def sample(logits: Tensor, rows: IntArray, generated: IntArray, table: SamplingTable) -> Sampled:
+    """Choose one token for each row.
+
+    Args:
+        logits: [rows, vocabulary] float32; overwritten.
+        rows: [rows], their rows in `table`.
+        generated: [rows], how many tokens each sequence has generated so far.
+    """
+    batch = _Batch(logits, rows, generated, table, table.needs[rows])
+    needed = int(np.bitwise_or.reduce(batch.needs))
+    # A sum is finite if all its terms are: no model's logits reach 1e30.
+    finite = logits.sum(1).isfinite()
+    if not needed:
+        return _to_host(logits.argmax(1), finite)
+    asked = batch.needing(Needs.LOGPROBS)
+    own = logits[upload(asked, batch.device)] if len(asked) else None
+    if needed & Needs.PENALTY:
+        _penalise_(batch)
+    if needed & Needs.BIAS:
+        _bias_(batch)
+    if needed & Needs.MIN_TOKENS:
+        _forbid_ends_(batch)
+    chosen = _choose(batch, finite) if needed & Needs.DRAW else logits.argmax(1)
+    sampled = _to_host(chosen, finite)
+    if own is not None:
+        sampled.logprobs = _logprobs(own, asked, sampled.token_ids, table.logprobs[rows[asked]])
+    return sampled
+
+
+def _penalise_(batch: _Batch) -> None:
+    """Repetition over prompt and output (Keskar et al. 2019, arXiv:1909.05858), then frequency and
+    presence over the output, on the tokens each row has had."""
+    table, index = batch.table, batch.needing(Needs.PENALTY)
+    table_rows = batch.rows[index]
+    histories = [table.history[row] for row in table_rows.tolist()]
+    sizes = np.array([len(history.ids) for history in histories])
+    where = upload(np.repeat(index, sizes), batch.device)
+    tokens = upload(np.concatenate([history.ids for history in histories]), batch.device)
+    counts = upload(np.concatenate([history.counts for history in histories]), batch.device)
+    columns = np.stack((table.repetition, table.frequency, table.presence))[:, table_rows]
+    per_token = np.repeat(columns, sizes, axis=1).astype(np.float32)
+    repetition, frequency, presence = upload(per_token, batch.device)
+    values = batch.logits[where, tokens]
+    values = torch.where(values < 0, values * repetition, values / repetition)
+    values -= frequency * counts + presence * (counts > 0)
+    batch.logits[where, tokens] = values
+
+
+def _bias_(batch: _Batch) -> None:
+    index = batch.needing(Needs.BIAS)
+    pairs = [batch.table.bias[row] for row in batch.rows[index].tolist()]
+    sizes = np.array([len(ids) for ids, _ in pairs])
+    where = upload(np.repeat(index, sizes), batch.device)
+    tokens = upload(np.concatenate([ids for ids, _ in pairs]), batch.device)
+    biases = np.concatenate([biases for _, biases in pairs]).astype(np.float32)
+    # Accumulating, so that a token named twice gets both.
+    batch.logits.index_put_((where, tokens), upload(biases, batch.device), accumulate=True)
+
+
+def _forbid_ends_(batch: _Batch) -> None:
+    too_short = batch.generated < batch.table.min_new_tokens[batch.rows]
+    index = np.flatnonzero(too_short & (batch.needs & Needs.MIN_TOKENS > 0))
+    if not len(index):
+        return
+    ends = [batch.table.end_ids[row] for row in batch.rows[index].tolist()]
+    where = upload(np.repeat(index, [len(ids) for ids in ends]), batch.device)
+    batch.logits[where, upload(np.concatenate(ends), batch.device)] = float("-inf")
+
+
+def _choose(batch: _Batch, finite: Tensor) -> Tensor:
+    """[rows] int64: the most probable token of greedy rows, a drawn one of the others."""
+    drawn = batch.needs & Needs.DRAW > 0
+    filtered = batch.needs & Needs.FILTER > 0
+    if drawn.all():
+        chosen = torch.zeros(len(drawn), dtype=torch.int64, device=batch.device)
+    else:
+        chosen = batch.logits.argmax(1)
+    # Rows with a number that is none would spoil nothing but themselves; they just need a token.
+    batch.logits.masked_fill_(~finite.unsqueeze(1), 0.0)
+    at_once = max(1, _ELEMENTS_AT_ONCE // batch.logits.shape[1])
+    for index, draw in (
+        (np.flatnonzero(drawn & ~filtered), _draw),
+        (np.flatnonzero(filtered), _draw_filtered),
+    ):
+        for start in range(0, len(index), at_once):
+            part = index[start : start + at_once]
+            chosen[upload(part, batch.device)] = draw(batch, part)
+    return chosen
+
+
+def _draw(batch: _Batch, index: IntArray) -> Tensor:
+    """[index] int64, drawn from all tokens."""
+    scores = _tempered(batch, index)
+    every = torch.arange(scores.shape[1], device=batch.device).unsqueeze(0)
+    return race(scores, every, _keys(batch, index))
+
+
+def _draw_filtered(batch: _Batch, index: IntArray) -> Tensor:
+    """[index] int64, drawn from what each row's filters leave."""
+    table, rows = batch.table, batch.rows[index]
+    columns = np.stack((table.top_p[rows], table.min_p[rows], table.typical_p[rows]))
+    reals = upload(columns.astype(np.float32), batch.device).unsqueeze(2)
+    filters = FilterColumns(upload(table.top_k[rows], batch.device).unsqueeze(1), *reals)
+    scores, keys = _tempered(batch, index), _keys(batch, index)
+    values, token_ids, complete = candidates(scores, filters, WIDTH)
+    chosen = token_ids.gather(1, race(values, token_ids, keys).unsqueeze(1)).squeeze(1)
+    again = (~complete).nonzero().squeeze(1)
+    if len(again):
+        values, token_ids, _ = candidates(scores[again], filters.at(again), scores.shape[1])
+        winners = race(values, token_ids, keys[again]).unsqueeze(1)
+        chosen[again] = token_ids.gather(1, winners).squeeze(1)
+    return chosen
+
+
+def _tempered(batch: _Batch, index: IntArray) -> Tensor:
+    """[index, vocabulary]: logits over temperature, the greatest at 0 so that none overflows."""
+    scores = batch.logits[upload(index, batch.device)]
+    temperature = batch.table.temperature[batch.rows[index]].astype(np.float32)
+    # A temperature that float32 rounds to 0 is as good as greedy.
+    temperature = np.maximum(temperature, np.finfo(np.float32).tiny)
+    scores -= scores.amax(1, keepdim=True)
+    scores /= upload(temperature, batch.device).unsqueeze(1)
+    return scores
+
+
+def _keys(batch: _Batch, index: IntArray) -> Tensor:
+    seeds = batch.table.seed[batch.rows[index]]
+    return upload(draw_keys(seeds, batch.generated[index]), batch.device)
+
+
+def _logprobs(own: Tensor, asked: IntArray, token_ids: IntArray, wanted: IntArray) -> Logprobs:
+    """Of the model's own logits [asked, vocabulary]; `wanted` [asked] alternatives each."""
+    totals = own.logsumexp(1, keepdim=True)
+    chosen = upload(token_ids[asked], own.device).unsqueeze(1)
+    top, top_ids = own.topk(min(int(wanted.max()), own.shape[1]), dim=1)
+    return Logprobs(
+        index={row: index for index, row in enumerate(asked.tolist())},
+        chosen=(own.gather(1, chosen) - totals).squeeze(1).double().cpu().numpy(),
+        top_ids=top_ids.cpu().numpy(),
+        top=(top - totals).double().cpu().numpy(),
+    )
+
+
+def _to_host(chosen: Tensor, finite: Tensor) -> Sampled:
+    """One transfer for both."""
+    both = torch.stack((chosen, finite.to(torch.int64))).cpu().numpy()
+    return Sampled(both[0], both[1].astype(np.bool_))
