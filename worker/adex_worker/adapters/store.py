@@ -29,8 +29,8 @@ from adex_worker.adapters.sources.source import Source
 
 # Keys whose meaning is remembered; beyond it the least recently fetched is read again.
 KEYS_REMEMBERED_MAX = 65_536
-# Each holds an adapter's weights and its bundle in memory while it runs.
-CONVERSIONS_MAX = 2
+# Packing keeps a core busy that the steps could use; reading does not, and is not counted.
+PACKING_MAX = 2
 
 
 class AdapterStore:
@@ -64,7 +64,7 @@ class AdapterStore:
         self._device = DeviceTier(arena)
         self.slots = self._device.slots
         self._locks = KeyedLocks()
-        self._converting = threading.BoundedSemaphore(CONVERSIONS_MAX)
+        self._packing = threading.BoundedSemaphore(PACKING_MAX)
         self._memory = KeyMemory(KEYS_REMEMBERED_MAX)
 
     def fetch(self, key: AdapterKey) -> AdapterVersion:
@@ -78,8 +78,7 @@ class AdapterStore:
             known = self._memory.version(key, resolved.stamp)
             if known is not None and self._disk.has(known.digest):
                 return known
-            with self._converting:
-                version = self._convert(read_adapter(source, resolved, self._limits))
+            version = self._convert(read_adapter(source, resolved, self._limits))
             self._memory.remember(resolved, version)
             return version
 
@@ -155,7 +154,8 @@ class AdapterStore:
             kept = self._disk.find(digest)
             if kept is not None:
                 return kept.version
-            elements = pack(adapter, self._dtype)
+            with self._packing:
+                elements = pack(adapter, self._dtype)
             header = BundleHeader(
                 adapter.version,
                 self._fingerprint,

@@ -2,8 +2,8 @@
 
 PEFT resolves `rank_pattern` and `alpha_pattern` with `re.match(rf"(.*\\.)?({key})$", path)`; the
 first key that matches wins. The keys come from strangers and `re` backtracks, so a hostile key
-could hold a thread for years. Here the same text is compiled to an automaton and simulated, one set of
-states per character, so the cost is at most (pattern length) times (path length) whatever the key.
+could hold a thread for years. Here the same text is compiled to an automaton and simulated, one set
+of states per character, so the cost is at most (pattern length) times (path length).
 
 Grammar: characters, `.`, escapes of punctuation, `\\d \\w \\s` and their complements, classes
 `[a-z0-9]` and `[^...]`, groups `( )` and `(?: )`, `|`, `*`, `+`, `?`, `^`, `$`. Anything else is
@@ -208,8 +208,8 @@ class _Parser:
 class SafePattern:
     """One compiled text; `matches(path)` says whether `re.match(text, path)` finds anything.
 
-    Sets of states are remembered, so that paths which share their beginnings are quick. `work` counts
-    the states visited so far: a bound on it is a bound on time.
+    Sets of states are remembered, so that paths which share their beginnings are quick. `work`
+    counts the states visited so far: a bound on it is a bound on time.
     """
 
     def __init__(self, text: str) -> None:

@@ -136,7 +136,8 @@ def _check_rank(key: TensorKey, a: TensorEntry, b: TensorEntry, rank: int, rank_
             f"`{a.name}` has shape {list(a.shape)} and `{b.name}` {list(b.shape)},"
             f" but `{CONFIG_FILE}` gives `{key.path}` rank {rank}",
             field=a.name,
-            remedy="Correct r or rank_pattern: the scale depends on it",
+            remedy="Correct r or rank_pattern, whose first matching key counts: the scale depends on"
+            " it, and saving may have reordered overlapping keys",
         )
 
 
