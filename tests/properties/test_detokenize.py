@@ -4,13 +4,14 @@ import json
 from functools import cache
 
 import pytest
-from adex_scheduler.text.detokenize import REPLACEMENT, Detokenizer
-from adex_scheduler.text.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from adex_scheduler.text.detokenize import REPLACEMENT, Detokenizer
+from adex_scheduler.text.tokenizer import Tokenizer
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and it isn't slow.",

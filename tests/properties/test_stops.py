@@ -1,8 +1,11 @@
 """Stop strings: what a plain search over the whole text finds, however the text was cut."""
 
-from adex_scheduler.text.stops import StopMatcher
 from hypothesis import given
 from hypothesis import strategies as st
+
+from itertools import pairwise
+
+from adex_scheduler.text.stops import StopMatcher
 
 LETTERS = st.text(alphabet="ab\n", max_size=24)
 STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=5), max_size=4)
@@ -10,7 +13,7 @@ STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=5), max_size=4)
 
 def cut(text: str, places: list[int]) -> list[str]:
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-    return [text[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    return [text[start:stop] for start, stop in pairwise(edges)]
 
 
 def plain_search(text: str, stops: list[str]) -> tuple[int, int] | None:

@@ -11,11 +11,12 @@ from datetime import datetime
 from typing import NoReturn, cast
 
 import jinja2
-from adex_proto.errors import TemplateError
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from adex_proto.errors import TemplateError
 
 # Four megabytes of prompt is beyond any context; a template that writes more runs away.
 PROMPT_CHARACTERS_MAX = 4 * 2**20
@@ -74,9 +75,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         self._plain = _compile(environment, source)
-        self._with_tools = (
-            self._plain if with_tools is None else _compile(environment, with_tools)
-        )
+        self._with_tools = self._plain if with_tools is None else _compile(environment, with_tools)
 
     def render(
         self,
@@ -105,18 +104,14 @@ class ChatTemplate:
                 pieces.append(piece)
                 length += len(piece)
                 if length > PROMPT_CHARACTERS_MAX:
-                    raise _refusal(
-                        f"its prompt exceeds {PROMPT_CHARACTERS_MAX} characters"
-                    )
+                    raise _refusal(f"its prompt exceeds {PROMPT_CHARACTERS_MAX} characters")
                 if clock() > deadline:
                     raise _refusal(f"it ran longer than {RENDER_SECONDS_MAX:g} seconds")
         except TemplateError:
             raise
         except jinja2.TemplateError as error:
             raise _refusal(str(error.message or error)) from error
-        except (
-            Exception
-        ) as error:  # a template is a program: any of Python's errors can come out
+        except Exception as error:  # a template is a program: any of Python's errors can come out
             raise _refusal(f"{type(error).__name__}: {error}") from error
         return "".join(pieces)
 

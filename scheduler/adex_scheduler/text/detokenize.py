@@ -152,9 +152,7 @@ class Detokenizer:
         self._bytes.clear()
         if not self._continues:
             # What a decoder drops at the beginning of a text (a space), it drops from a byte too.
-            text = (
-                self._decode([token_id]) if byte < 0x80 and not self._broken else text
-            )
+            text = self._decode([token_id]) if byte < 0x80 and not self._broken else text
             self._continues = True
         return text
 

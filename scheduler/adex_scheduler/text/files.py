@@ -6,6 +6,13 @@ from pathlib import Path
 from typing import cast
 
 from adex_proto.errors import ValidationError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 
 REQUIRED = "tokenizer.json"
 OPTIONAL = (
@@ -46,24 +53,13 @@ def json_object(text: str, name: str) -> Mapping[str, object]:
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValidationError(
-            f"{name} is not JSON: {error}", field="model_id"
-        ) from error
+        raise ValidationError(f"{name} is not JSON: {error}", field="model_id") from error
     if not isinstance(value, dict):
         raise ValidationError(f"{name} does not hold a JSON object", field="model_id")
     return cast("dict[str, object]", value)
 
 
 def _download(model: str, revision: str | None) -> dict[str, Path]:
-    # Only a model named by its hub id needs the hub's client.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
     found: dict[str, Path] = {}
     for name in (REQUIRED, *OPTIONAL):
         try:

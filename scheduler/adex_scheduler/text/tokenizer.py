@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Self, cast
 
-from adex_proto.errors import TemplateError, ValidationError
 from tokenizers import Tokenizer as FastTokenizer
 
+from adex_proto.errors import TemplateError, ValidationError
 from adex_scheduler.text.chat import ChatTemplate
 from adex_scheduler.text.files import json_object, read_model_files
 
@@ -32,9 +32,7 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, str]) -> None:
         try:
             self._fast = FastTokenizer.from_str(files["tokenizer.json"])
-        except (
-            Exception
-        ) as error:  # the library raises bare Exception for a damaged file
+        except Exception as error:  # the library raises bare Exception for a damaged file
             raise ValidationError(
                 f"tokenizer.json cannot be read: {error}", field="model_id"
             ) from error
@@ -42,14 +40,10 @@ class Tokenizer:
         self._fast.no_truncation()
         state = json_object(files["tokenizer.json"], "tokenizer.json")
         config = _object_file(files, "tokenizer_config.json")
-        self._named_special = _named_special(
-            config, _object_file(files, "special_tokens_map.json")
-        )
+        self._named_special = _named_special(config, _object_file(files, "special_tokens_map.json"))
         self._special = self._special_ids(config)
         self._fallback = (
-            self._fallback_bytes()
-            if _mentions(state.get("decoder"), "ByteFallback")
-            else {}
+            self._fallback_bytes() if _mentions(state.get("decoder"), "ByteFallback") else {}
         )
         self._byte_level = _mentions(state.get("decoder"), "ByteLevel")
         self._vocabulary = self._fast.get_vocab_size(with_added_tokens=True)
@@ -81,22 +75,17 @@ class Tokenizer:
     ) -> list[tuple[int, int, int]]:
         """(token id, start, stop) with offsets in characters of `text`."""
         encoding = self._fast.encode(text, add_special_tokens=add_special_tokens)
-        return [
-            (token, *span)
-            for token, span in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+        return [(token, *span) for token, span in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence of tokens."""
         if skip_special_tokens:
-            token_ids = [
-                token_id for token_id in token_ids if token_id not in self._special
-            ]
+            token_ids = [token_id for token_id in token_ids if token_id not in self._special]
         return self.decode_raw(token_ids)
 
     def decode_raw(self, token_ids: Sequence[int]) -> str:
         """The text of these tokens as the beginning of a text, special ones included."""
-        return cast(str, self._fast.decode(list(token_ids), skip_special_tokens=False))
+        return self._fast.decode(list(token_ids), skip_special_tokens=False)
 
     def token_text(self, token_id: int) -> str:
         """One token's own text as it continues a text; U+FFFD where it is part of a character."""
@@ -164,14 +153,10 @@ class Tokenizer:
             for token_id, token in self._fast.get_added_tokens_decoder().items()
             if token.special
         }
-        named = [
-            value for value in self._named_special.values() if isinstance(value, str)
-        ]
+        named = [value for value in self._named_special.values() if isinstance(value, str)]
         extra = config.get("additional_special_tokens")
         if isinstance(extra, list):
-            named += [
-                content for item in extra if (content := _content(item)) is not None
-            ]
+            named += [content for item in extra if (content := _content(item)) is not None]
         ids.update(
             token_id
             for token_id in (self._fast.token_to_id(token) for token in named)
@@ -204,9 +189,7 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             declared = _object_file(files, name).get("eos_token_id")
             ids = declared if isinstance(declared, list) else [declared]
-            found = [
-                token for token in cast("list[object]", ids) if isinstance(token, int)
-            ]
+            found = [token for token in cast("list[object]", ids) if isinstance(token, int)]
             if found:
                 return tuple(found)
         named = self._named_special.get("eos_token")
@@ -254,17 +237,13 @@ def _mentions(decoder: object, kind: str) -> bool:
     """Whether a decoder's description contains one of type `kind`, at any depth."""
     if isinstance(decoder, dict):
         entry = cast("dict[str, object]", decoder)
-        return entry.get("type") == kind or any(
-            _mentions(part, kind) for part in entry.values()
-        )
+        return entry.get("type") == kind or any(_mentions(part, kind) for part in entry.values())
     if isinstance(decoder, list):
         return any(_mentions(part, kind) for part in cast("list[object]", decoder))
     return False
 
 
-def _chat_template(
-    files: Mapping[str, str], config: Mapping[str, object]
-) -> ChatTemplate | None:
+def _chat_template(files: Mapping[str, str], config: Mapping[str, object]) -> ChatTemplate | None:
     """The model's template: its own file first, then what tokenizer_config.json holds."""
     if "chat_template.jinja" in files:
         return ChatTemplate(files["chat_template.jinja"])

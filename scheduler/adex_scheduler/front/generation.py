@@ -1,0 +1,287 @@
+"""From a checked request to pieces of text: what every door does between its two shapes."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any
+
+from adex_proto.adapter import AdapterKey
+from adex_proto.errors import ValidationError, WorkerLost
+from adex_proto.outcome import WorkerInfo
+from adex_proto.sampling import FinishReason
+from adex_scheduler.engine import EngineRequest, Piece
+from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.schema import Prompt, Wish
+
+# Shorter texts are tokenised at once: handing them to a thread costs more than the work itself.
+INLINE_CHARACTERS_MAX = 4096
+# Pieces of one request's other sequences that may wait while the network takes one.
+MERGED_PIECES_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What a route calls the fields that the context's length judges."""
+
+    prompt: str
+    max_new_tokens: str
+    truncate: str
+
+
+TGI_FIELDS = FieldNames("inputs", "max_new_tokens", "truncate")
+COMPLETION_FIELDS = FieldNames("prompt", "max_tokens", "truncate_prompt_tokens")
+CHAT_FIELDS = FieldNames("messages", "max_tokens", "truncate_prompt_tokens")
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When things happened to one request, in seconds of the monotonic clock."""
+
+    began_s: float = field(default_factory=monotonic)
+    submitted_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Gathered:
+    """One sequence's pieces, whole."""
+
+    pieces: list[Piece] = field(default_factory=list[Piece])
+
+    @property
+    def text(self) -> str:
+        """All text released to the caller."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def finish(self) -> FinishReason:
+        """Why it ended."""
+        finish = self.pieces[-1].finish
+        assert finish is not None, "a sequence ended without a reason"
+        return finish
+
+
+def worker_of(serving: Serving) -> WorkerInfo:
+    """The worker's description. Raises WorkerLost while there is none."""
+    info = serving.engine.info
+    if info is None:
+        raise WorkerLost(
+            "no worker is connected yet", remedy="Try again shortly", retry_after_s=2.0
+        )
+    return info
+
+
+def total_tokens_max(serving: Serving, info: WorkerInfo) -> int:
+    """How many tokens prompt and output together may have."""
+    room = min(info.positions_max, info.pages * info.block_tokens)
+    limit = serving.options.total_tokens_max
+    return min(room, limit) if limit else room
+
+
+async def token_ids_of(serving: Serving, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+    """The prompt's tokens; long texts are tokenised beside the event loop."""
+    if not isinstance(prompt, str):
+        return list(prompt)
+    encode = serving.tokenizer.encode
+    if len(prompt) <= INLINE_CHARACTERS_MAX:
+        return encode(prompt, add_special_tokens)
+    return await asyncio.to_thread(encode, prompt, add_special_tokens)
+
+
+async def prepare(
+    serving: Serving,
+    wish: Wish,
+    prompt: Prompt,
+    names: FieldNames,
+    *,
+    request_id: str,
+    tenant: str,
+    key: AdapterKey | None,
+    add_special_tokens: bool = True,
+) -> EngineRequest:
+    """The engine's request for one prompt, its lengths checked against the context.
+
+    Raises ValidationError where they do not fit.
+    """
+    info = worker_of(serving)
+    token_ids = await token_ids_of(serving, prompt, add_special_tokens)
+    total = total_tokens_max(serving, info)
+    if wish.truncate is not None:
+        if wish.truncate >= total:
+            raise ValidationError(
+                f"`{names.truncate}` must be strictly positive and less than {total}. "
+                f"Given: {wish.truncate}",
+                field=names.truncate,
+                remedy=f"Send a value below {total}",
+            )
+        token_ids = token_ids[-wish.truncate :]
+    _check_tokens(token_ids, names, total=total, vocabulary=info.vocabulary)
+    max_new_tokens = _new_tokens(serving, wish, names, len(token_ids), total)
+    sampling = wish.sampling
+    if sampling.min_new_tokens > max_new_tokens:
+        raise ValidationError(
+            f"the minimum of {sampling.min_new_tokens} new tokens exceeds the {max_new_tokens} "
+            f"that can follow {len(token_ids)} prompt tokens",
+            field=names.max_new_tokens,
+            remedy="Ask for fewer, or shorten the prompt",
+        )
+    for token_id in (*(token for token, _ in sampling.logit_bias), *sampling.stop_token_ids):
+        if not 0 <= token_id < info.vocabulary:
+            raise ValidationError(
+                f"token id {token_id} is outside the vocabulary of {info.vocabulary}",
+                field="logit_bias" if sampling.logit_bias else "stop_token_ids",
+                remedy=f"Send ids from 0 to {info.vocabulary - 1}",
+            )
+    return EngineRequest(
+        request_id=request_id,
+        tenant=tenant,
+        key=key,
+        token_ids=tuple(token_ids),
+        sampling=replace(sampling, max_new_tokens=max_new_tokens),
+        stops=wish.stops,
+        include_stop=wish.include_stop,
+        skip_special_tokens=wish.skip_special_tokens,
+    )
+
+
+def choices_of(request: EngineRequest, count: int) -> list[EngineRequest]:
+    """`count` sequences of one request; each but the first has a name and a seed of its own."""
+    first = request.sampling.seed
+    return [request] + [
+        replace(
+            request,
+            request_id=f"{request.request_id}-{index}",
+            sampling=replace(request.sampling, seed=(first + index) % 2**64),
+        )
+        for index in range(1, count)
+    ]
+
+
+def _check_tokens(token_ids: list[int], names: FieldNames, *, total: int, vocabulary: int) -> None:
+    if not token_ids:
+        raise ValidationError(
+            f"`{names.prompt}` cannot be empty: it has no tokens",
+            field=names.prompt,
+            remedy="Send at least one character",
+        )
+    if len(token_ids) >= total:
+        raise ValidationError(
+            f"`{names.prompt}` must have less than {total} tokens. Given: {len(token_ids)}",
+            field=names.prompt,
+            remedy=f"Shorten it, or let `{names.truncate}` cut it",
+        )
+    if max(token_ids) >= vocabulary:
+        raise ValidationError(
+            f"`{names.prompt}` holds token id {max(token_ids)}, outside the vocabulary of "
+            f"{vocabulary}",
+            field=names.prompt,
+            remedy=f"Send ids from 0 to {vocabulary - 1}",
+        )
+
+
+def _new_tokens(
+    serving: Serving, wish: Wish, names: FieldNames, prompt_tokens: int, total: int
+) -> int:
+    """How many tokens may be written: as asked, or what the context and the default leave."""
+    if wish.max_new_tokens is None:
+        room = total - prompt_tokens
+        return min(room, max(serving.options.new_tokens_default_max, wish.sampling.min_new_tokens))
+    if prompt_tokens + wish.max_new_tokens > total:
+        raise ValidationError(
+            f"`{names.prompt}` tokens + `{names.max_new_tokens}` must be <= {total}. Given: "
+            f"{prompt_tokens} `{names.prompt}` tokens and {wish.max_new_tokens} "
+            f"`{names.max_new_tokens}`",
+            field=names.max_new_tokens,
+            remedy=f"Ask for at most {total - prompt_tokens}",
+        )
+    return wish.max_new_tokens
+
+
+async def pieces_of(
+    serving: Serving, request: EngineRequest, timeline: Timeline
+) -> AsyncGenerator[Piece, None]:
+    """The sequence's pieces, measured; closing this iterator cancels the sequence."""
+    if not timeline.submitted_s:
+        timeline.submitted_s = monotonic()
+    last_s = 0.0
+    count = 0
+    try:
+        async with aclosing(serving.engine.stream(request)) as pieces:
+            async for piece in pieces:
+                now_s = monotonic()
+                if count == 0:
+                    serving.meters.first_token(now_s - timeline.began_s)
+                    timeline.first_token_s = timeline.first_token_s or now_s
+                else:
+                    serving.meters.next_token(now_s - last_s)
+                timeline.last_token_s = last_s = now_s
+                count += 1
+                yield piece
+    finally:
+        serving.meters.tokens(len(request.token_ids), count)
+
+
+async def gather(
+    serving: Serving, requests: Sequence[EngineRequest], timeline: Timeline
+) -> list[Gathered]:
+    """All sequences whole, side by side; the first that fails ends the others."""
+
+    async def one(request: EngineRequest) -> Gathered:
+        gathered = Gathered()
+        async with aclosing(pieces_of(serving, request, timeline)) as pieces:
+            async for piece in pieces:
+                gathered.pieces.append(piece)
+        return gathered
+
+    if len(requests) == 1:
+        return [await one(requests[0])]
+    tasks = [asyncio.create_task(one(request)) for request in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _end(tasks)
+
+
+async def merged(
+    serving: Serving, requests: Sequence[EngineRequest], timeline: Timeline
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """(position of the sequence, piece) of all sequences in the order they come."""
+    if len(requests) == 1:
+        async with aclosing(pieces_of(serving, requests[0], timeline)) as pieces:
+            async for piece in pieces:
+                yield 0, piece
+        return
+    inbox: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue(MERGED_PIECES_MAX)
+
+    async def feed(index: int, request: EngineRequest) -> None:
+        try:
+            async with aclosing(pieces_of(serving, request, timeline)) as pieces:
+                async for piece in pieces:
+                    await inbox.put((index, piece))
+        except Exception as error:  # raised again by the reader below
+            await inbox.put(error)
+        else:
+            await inbox.put(None)
+
+    tasks = [asyncio.create_task(feed(i, request)) for i, request in enumerate(requests)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await inbox.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        await _end(tasks)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

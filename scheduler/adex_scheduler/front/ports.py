@@ -1,0 +1,88 @@
+"""What the fronts need of the rest of the scheduler, and the bundle of it that each door holds."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from adex_proto.outcome import WorkerInfo
+from adex_scheduler.engine import AdapterStatus, EngineRequest, Piece
+from adex_scheduler.front.schema import RequestLimits
+from adex_scheduler.front.tenants import Directory
+from adex_scheduler.text.tokenizer import Tokenizer
+
+
+class TextEngine(Protocol):
+    """The engine as the fronts see it."""
+
+    @property
+    def info(self) -> WorkerInfo | None:
+        """The worker's own description; None until it has said hello."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be served now."""
+        ...
+
+    def stream(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
+        """The pieces of one sequence; closing the iterator cancels it. Raises AdexError."""
+        ...
+
+    def adapters(self) -> Sequence[AdapterStatus]:
+        """The adapters the scheduler knows of, with their tiers."""
+        ...
+
+
+class Meters(Protocol):
+    """Where the fronts report what callers see. Names of adapters or callers never go here."""
+
+    def request_answered(self, endpoint: str, code: str, seconds: float) -> None:
+        """One request is over; `code` is "ok" or an error's stable code."""
+        ...
+
+    def first_token(self, seconds: float) -> None:
+        """A sequence's first token came this long after its request."""
+        ...
+
+    def next_token(self, seconds: float) -> None:
+        """A sequence's next token came this long after the one before."""
+        ...
+
+    def tokens(self, prompt: int, generated: int) -> None:
+        """A sequence ended, with so many tokens read and written."""
+        ...
+
+    def exposition(self) -> bytes:
+        """Everything measured, in Prometheus' text format."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """Limits and names of the doors; seconds, bytes, counts.
+
+    `new_tokens_default_max` bounds a generation whose caller named no number of tokens, which
+    otherwise fills the context. `total_tokens_max` (0: the model's own) bounds prompt and output.
+    """
+
+    model_id: str
+    version: str
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    body_bytes_max: int = 2_000_000
+    requests_max: int = 1024
+    new_tokens_default_max: int = 2048
+    total_tokens_max: int = 0
+    keep_alive_s: float = 15.0
+    adapter_roots: tuple[str, ...] = ()
+    started_at_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What every handler works with."""
+
+    engine: TextEngine
+    tokenizer: Tokenizer
+    directory: Directory
+    meters: Meters
+    options: FrontOptions

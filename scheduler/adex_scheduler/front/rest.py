@@ -1,0 +1,177 @@
+"""The REST door: its routes, what stands on every answer, and how errors become answers.
+
+Statuses and bodies of errors are in `front.statuses`. Every answer carries x-request-id; fields of
+the body that had no effect are named in x-ignored-fields.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from adex_proto.errors import AdexError, Overloaded, ServerError
+from adex_scheduler.front import rest_admin, rest_openai, rest_tgi
+from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.statuses import body_of, headers_of, plain_body, status_of
+from adex_scheduler.front.visit import (
+    SERVING,
+    VISIT,
+    Visit,
+    begin_visit,
+    header_text,
+    json_reply,
+    visit_of,
+)
+
+LOG = logging.getLogger("adex.front")
+ACCESS = logging.getLogger("adex.access")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CLIENT_GONE = "cancelled"
+
+
+class Gate:
+    """At most so many requests at once; one more is refused rather than queued unseen."""
+
+    def __init__(self, requests_max: int) -> None:
+        self.requests_max = requests_max
+        self.running = 0
+
+    def guard(self, handler: Handler) -> Handler:
+        """The handler, counted."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            if self.running >= self.requests_max:
+                raise Overloaded(
+                    f"{self.running} requests are under way, the most this server takes",
+                    remedy="Try again shortly",
+                    retry_after_s=1.0,
+                )
+            self.running += 1
+            try:
+                return await handler(request)
+            finally:
+                self.running -= 1
+
+        return guarded
+
+
+def create_app(serving: Serving) -> web.Application:
+    """The application with all routes. Run it with `handler_cancellation=True`."""
+    app = web.Application(middlewares=[_answer], client_max_size=serving.options.body_bytes_max)
+    app[SERVING] = serving
+    app[rest_admin.LISTING] = rest_admin.LocalListing(serving.options.adapter_roots)
+    app.on_response_prepare.append(_mark)
+    gate = Gate(serving.options.requests_max)
+    for path, handler in (
+        ("/generate", rest_tgi.generate),
+        ("/generate_stream", rest_tgi.generate_stream),
+        ("/", rest_tgi.compatible),
+        ("/invocations", rest_tgi.compatible),
+        ("/v1/completions", rest_openai.completions),
+        ("/v1/chat/completions", rest_openai.chat_completions),
+        ("/tokenize", rest_tgi.tokenize),
+    ):
+        app.router.add_post(path, gate.guard(handler))
+    for path, handler in (
+        ("/", rest_admin.health),
+        ("/health", rest_admin.health),
+        ("/ping", rest_admin.health),
+        ("/info", rest_admin.info),
+        ("/metrics", rest_admin.metrics),
+        ("/v1/models", rest_admin.models),
+        ("/v1/models/{name:.+}", rest_admin.model),
+    ):
+        app.router.add_get(path, handler)
+    return app
+
+
+async def _mark(request: web.Request, response: web.StreamResponse) -> None:
+    """Headers that stand on every answer, streams included."""
+    if VISIT not in request:
+        return
+    visit = visit_of(request)
+    response.headers["x-request-id"] = visit.request_id
+    if visit.ignored:
+        response.headers["x-ignored-fields"] = header_text(", ".join(visit.ignored))
+
+
+@web.middleware
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into an answer; measure and log each request once."""
+    visit = begin_visit(request)
+    status = 499
+    try:
+        response = await _handled(request, handler, visit)
+        status = response.status
+        return response
+    except ConnectionError:
+        # The caller went away in the middle of the answer: nobody is left to tell.
+        visit.code = CLIENT_GONE
+        raise
+    except BaseException:
+        visit.code = CLIENT_GONE
+        raise
+    finally:
+        request.app[SERVING].meters.request_answered(visit.endpoint, visit.code, visit.seconds)
+        _log(request, visit, status)
+
+
+async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except AdexError as error:
+        visit.code = error.code
+        status = status_of(error, visit.family)
+        if status >= 500:
+            LOG.error("request %s failed: %s", visit.request_id, error)
+        headers = headers_of(error, visit.family)
+        return json_reply(body_of(error, visit.family), headers, status)
+    except web.HTTPException as error:
+        visit.code = _code_of_status(error.status)
+        message = _plain_message(request, error)
+        body = plain_body(message, visit.code, error.status, visit.family)
+        allowed = error.headers.get("Allow")
+        return json_reply(body, {"Allow": allowed} if allowed else None, error.status)
+    except ConnectionError:
+        raise
+    except Exception:
+        LOG.exception("request %s failed in the server", visit.request_id)
+        visit.code = "internal"
+        failure = ServerError("something went wrong in the server")
+        return json_reply(body_of(failure, visit.family), status=500)
+
+
+def _code_of_status(status: int) -> str:
+    codes = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large"}
+    return codes.get(status, "bad_request")
+
+
+def _plain_message(request: web.Request, error: web.HTTPException) -> str:
+    match error.status:
+        case 404:
+            return f"no route {request.path}"
+        case 405:
+            return f"{request.path} does not take {request.method}"
+        case 413:
+            limit = request.app[SERVING].options.body_bytes_max
+            return f"the body exceeds {limit} bytes. Send a shorter prompt"
+        case _:
+            return error.text or error.reason
+
+
+def _log(request: web.Request, visit: Visit, status: int) -> None:
+    """One line for each request; never a prompt, a token or a credential."""
+    level = logging.DEBUG if request.method == "GET" and status == 200 else logging.INFO
+    ACCESS.log(
+        level,
+        "%s %s %d %s prompt=%d new=%d adapter=%s %.1fms id=%s",
+        request.method,
+        visit.endpoint,
+        status,
+        visit.code,
+        visit.prompt_tokens,
+        visit.new_tokens,
+        visit.adapter or "-",
+        visit.seconds * 1000,
+        visit.request_id,
+    )

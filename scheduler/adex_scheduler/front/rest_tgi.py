@@ -1,0 +1,210 @@
+"""Routes of TGI and LoRAX: /generate, /generate_stream, / and /tokenize."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import monotonic
+
+from aiohttp import web
+
+from adex_proto.adapter import AdapterKey
+from adex_scheduler.engine import EngineRequest
+from adex_scheduler.front import replies_tgi
+from adex_scheduler.front.generation import (
+    TGI_FIELDS,
+    Gathered,
+    Timeline,
+    gather,
+    pieces_of,
+    prepare,
+    worker_of,
+)
+from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.schema import GenerateRequest
+from adex_scheduler.front.schema_tgi import parse_generate, parse_tokenize
+from adex_scheduler.front.sse import frame
+from adex_scheduler.front.tenants import tenant_of
+from adex_scheduler.front.visit import (
+    SERVING,
+    Visit,
+    body_of_request,
+    header_text,
+    json_reply,
+    stream_reply,
+    visit_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request ready for the engine: as it was asked, with the adapter its name stands for."""
+
+    asked: GenerateRequest
+    request: EngineRequest
+    key: AdapterKey | None
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """POST /generate: one reply."""
+    ask = await _ask(request, stream=False)
+    return await _whole(request, ask, as_list=False)
+
+
+async def generate_stream(request: web.Request) -> web.StreamResponse:
+    """POST /generate_stream: one event for each token."""
+    ask = await _ask(request, stream=True)
+    return await _streamed(request, ask)
+
+
+async def compatible(request: web.Request) -> web.StreamResponse:
+    """POST /: the body's `stream` decides; a whole reply comes as a list of one."""
+    ask = await _ask(request, stream=None)
+    if ask.asked.wish.stream:
+        return await _streamed(request, ask)
+    return await _whole(request, ask, as_list=True)
+
+
+async def tokenize(request: web.Request) -> web.StreamResponse:
+    """POST /tokenize: the text's tokens, with their offsets in bytes."""
+    asked = parse_tokenize(await body_of_request(request))
+    tokens = request.app[SERVING].tokenizer.encode_with_offsets(
+        asked.text, asked.add_special_tokens
+    )
+    return json_reply(replies_tgi.tokenized(asked.text, tokens))
+
+
+async def ask_of(
+    serving: Serving, asked: GenerateRequest, *, request_id: str, credential: str | None
+) -> Ask:
+    """The engine's request for `asked`. Raises ValidationError where it does not fit."""
+    tenant = tenant_of(credential)
+    key = serving.directory.key_of(asked.wish.adapter, tenant)
+    request = await prepare(
+        serving,
+        asked.wish,
+        asked.prompt,
+        TGI_FIELDS,
+        request_id=request_id,
+        tenant=tenant,
+        key=key,
+    )
+    return Ask(asked, request, key)
+
+
+async def events(
+    serving: Serving, ask: Ask, timeline: Timeline, visit: Visit | None = None
+) -> AsyncGenerator[dict[str, object], None]:
+    """The events of a stream, one for each token."""
+    asked, sampling = ask.asked, ask.request.sampling
+    prompt_tokens = len(ask.request.token_ids)
+    text = asked.prompt if asked.return_full_text else ""
+    index = 0
+    async with aclosing(pieces_of(serving, ask.request, timeline)) as pieces:
+        async for piece in pieces:
+            index += 1
+            text += piece.text
+            if visit is not None:
+                visit.new_tokens = index
+            last = piece.finish is not None
+            details = None
+            if last and asked.details:
+                details = replies_tgi.stream_details(
+                    piece, index=index, prompt_tokens=prompt_tokens, sampling=sampling
+                )
+            yield replies_tgi.event(
+                serving.tokenizer,
+                piece,
+                index=index,
+                alternatives=asked.alternatives,
+                generated_text=text if last else None,
+                details=details,
+            )
+
+
+def whole(serving: Serving, ask: Ask, gathered: Gathered) -> dict[str, object]:
+    """The reply that is not streamed."""
+    return replies_tgi.reply(
+        serving.tokenizer,
+        gathered,
+        prefix=ask.asked.prompt if ask.asked.return_full_text else "",
+        prompt_tokens=len(ask.request.token_ids),
+        sampling=ask.request.sampling,
+        details=ask.asked.details,
+        alternatives=ask.asked.alternatives,
+    )
+
+
+async def _ask(request: web.Request, *, stream: bool | None) -> Ask:
+    serving, visit = request.app[SERVING], visit_of(request)
+    body = await body_of_request(request)
+    asked = parse_generate(body, serving.options.limits, seed=secrets.randbits(63), stream=stream)
+    visit.ignored = asked.wish.ignored
+    ask = await ask_of(
+        serving,
+        asked,
+        request_id=visit.request_id,
+        credential=request.headers.get("authorization"),
+    )
+    visit.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
+    visit.prompt_tokens = len(ask.request.token_ids)
+    visit.timeline.submitted_s = monotonic()
+    return ask
+
+
+async def _whole(request: web.Request, ask: Ask, *, as_list: bool) -> web.Response:
+    serving, visit = request.app[SERVING], visit_of(request)
+    [gathered] = await gather(serving, [ask.request], visit.timeline)
+    visit.new_tokens = len(gathered.pieces)
+    reply = whole(serving, ask, gathered)
+    headers = {**_model_headers(serving, ask), **_time_headers(visit)}
+    return json_reply([reply] if as_list else reply, headers)
+
+
+async def _streamed(request: web.Request, ask: Ask) -> web.StreamResponse:
+    serving, visit = request.app[SERVING], visit_of(request)
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        async with aclosing(events(serving, ask, visit.timeline, visit)) as told:
+            async for event in told:
+                yield frame(event)
+
+    return await stream_reply(request, frames(), _model_headers(serving, ask))
+
+
+def _model_headers(serving: Serving, ask: Ask) -> dict[str, str]:
+    """What computed, and with which adapter."""
+    info = worker_of(serving)
+    headers = {
+        "x-compute-type": "cpu" if info.device.startswith("cpu") else "gpu",
+        "x-compute-characters": str(len(ask.asked.prompt)),
+        "x-model-id": header_text(serving.directory.base_name),
+    }
+    if ask.key is not None and ask.asked.wish.adapter is not None:
+        headers["x-adapter-id"] = header_text(ask.asked.wish.adapter.name)
+        headers["x-adapter-source"] = ask.key.source
+    return headers
+
+
+def _time_headers(visit: Visit) -> dict[str, str]:
+    """Milliseconds and counts, as LoRAX names them; what is not measured is left out."""
+    timeline = visit.timeline
+    inference_s = timeline.last_token_s - timeline.submitted_s
+    decode_s = timeline.last_token_s - timeline.first_token_s
+    return {
+        "x-compute-time": _milliseconds(visit.seconds),
+        "x-total-time": _milliseconds(visit.seconds),
+        "x-validation-time": _milliseconds(timeline.submitted_s - timeline.began_s),
+        "x-inference-time": _milliseconds(inference_s),
+        "x-time-per-token": _milliseconds(inference_s / max(1, visit.new_tokens)),
+        "x-time-to-first-token": _milliseconds(timeline.first_token_s - timeline.began_s),
+        "x-time-per-output-token": _milliseconds(decode_s / max(1, visit.new_tokens - 1)),
+        "x-prompt-tokens": str(visit.prompt_tokens),
+        "x-generated-tokens": str(visit.new_tokens),
+        "x-skipped-tokens": "0",
+        "x-total-tokens": str(visit.prompt_tokens + visit.new_tokens),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))

@@ -1,0 +1,33 @@
+"""Server-sent events as bytes; pure.
+
+Exactly one space follows `data:`, and JSON is written without raw line breaks, because clients in
+use cut each line at a fixed place.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+DONE = b"data: [DONE]\n\n"
+# A comment: it keeps proxies from closing a quiet connection, and clients skip it.
+KEEP_ALIVE = b":\n\n"
+# JSON has no infinity; a token that cannot be drawn shows as very improbable instead.
+LOGPROB_MIN = -9999.0
+
+
+def frame(value: Mapping[str, object]) -> bytes:
+    """One event that carries `value`."""
+    return b"data: " + json_bytes(value) + b"\n\n"
+
+
+def json_bytes(value: object) -> bytes:
+    """Compact JSON in UTF-8; raises ValueError for a number JSON has no form for."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", errors="replace")
+
+
+def finite_logprob(logprob: float | None) -> float:
+    """A log probability as JSON can carry it."""
+    if logprob is None or math.isnan(logprob):
+        return LOGPROB_MIN
+    return min(0.0, max(logprob, LOGPROB_MIN))

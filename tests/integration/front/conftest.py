@@ -1,0 +1,219 @@
+"""The fronts on loopback over an engine that follows a script; no worker, no model."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLost
+from adex_proto.outcome import SampledToken, WorkerInfo
+from adex_proto.sampling import FinishReason
+from adex_scheduler.engine import AdapterStatus, EngineRequest, Piece
+from adex_scheduler.front.ports import FrontOptions, Serving
+from adex_scheduler.front.rest import create_app
+from adex_scheduler.front.tenants import Directory
+from adex_scheduler.text.detokenize import Detokenizer
+from adex_scheduler.text.stops import StopMatcher
+from adex_scheduler.text.tokenizer import Tokenizer
+from aiohttp import web
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% if messages[0]['content'] == 'refuse me' %}{{ raise_exception('no such luck') }}{% endif %}"
+)
+ANSWER = "Hello, Zürich 🙂! The end."
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    fast.train_from_iterator(["Hello, the end. A small text to learn from"] * 2, trainer)
+    config = {"chat_template": TEMPLATE, "eos_token": "<|end|>"}
+    return Tokenizer({"tokenizer.json": fast.to_str(), "tokenizer_config.json": json.dumps(config)})
+
+
+INFO = WorkerInfo(
+    model_id="/models/tiny",
+    architecture="LlamaForCausalLM",
+    dtype="float32",
+    device="cpu",
+    layers=2,
+    vocabulary=320,
+    positions_max=256,
+    block_tokens=16,
+    page_bytes=1024,
+    pages=64,
+    slots_max=63,
+    host_bytes=2**20,
+    disk_bytes=2**20,
+    rank_max=64,
+    step_tokens_max=256,
+    step_sequences_max=16,
+    eos_token_ids=(0,),
+)
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers ANSWER and an end token to everyone; adapters whose names say so go wrong."""
+
+    info: WorkerInfo | None = INFO
+    ready: bool = True
+    answer: str = ANSWER
+    requests: list[EngineRequest] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    pause_s: float = 0.0
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
+        self.requests.append(request)
+        name = request.key.name if request.key else ""
+        try:
+            if name == "missing":
+                raise AdapterNotFound(f"no adapter {name!r}", field="adapter_id")
+            if name == "busy":
+                raise Overloaded("the queue is full", retry_after_s=2.5)
+            if name == "broken":
+                raise RuntimeError("a bug")
+            async for piece in self._pieces(request, name):
+                yield piece
+        finally:
+            self.ended.append(request.request_id)
+
+    async def _pieces(self, request: EngineRequest, name: str) -> AsyncGenerator[Piece, None]:
+        ids = [*tokenizer().encode(self.answer), 0]
+        ids = ids[: request.sampling.max_new_tokens]
+        detokenizer = Detokenizer(
+            tokenizer(), request.token_ids, skip_special_tokens=request.skip_special_tokens
+        )
+        matcher = StopMatcher(request.stops, include_stop=request.include_stop)
+        for index, token_id in enumerate(ids):
+            if name == "slow":
+                await asyncio.sleep(0.3)
+            if name == "hangs" and index == 1:
+                await self.hold.wait()
+            if name == "dies" and index == 2:
+                raise WorkerLost("the worker went away")
+            if name == "fails" and index == 0:
+                raise StepFailed("logits are not finite")
+            if name == "breaks" and index == 2:
+                raise RuntimeError("a bug")
+            await asyncio.sleep(self.pause_s)
+            own = detokenizer.push(token_id)
+            text, found = matcher.push(own)
+            finish = None
+            if found:
+                finish = FinishReason.STOP
+            elif token_id == 0:
+                finish = FinishReason.EOS
+            elif index == len(ids) - 1:
+                finish = FinishReason.LENGTH
+            if finish is not None and not found:
+                text += matcher.push(detokenizer.flush())[0] + matcher.flush()
+            top = tuple((other, -float(other + 1)) for other in range(request.sampling.logprobs or 0))
+            logprob = None if request.sampling.logprobs is None else -0.5
+            special = tokenizer().is_special(token_id)
+            shown = tokenizer().token_text(token_id) if special else own
+            token = SampledToken(1, token_id, logprob, top)
+            yield Piece(token, shown, special, text, finish)
+            if finish is not None:
+                return
+
+    def adapters(self) -> list[AdapterStatus]:
+        key = AdapterKey("", "local", "tone")
+        return [AdapterStatus(key, "d" * 64, Tier.DEVICE, 4096, 8, 0, 1.0)]
+
+
+@dataclass
+class CountingMeters:
+    """Meters that remember."""
+
+    answered: list[tuple[str, str]] = field(default_factory=list)
+    firsts: int = 0
+    nexts: int = 0
+    counted: list[tuple[int, int]] = field(default_factory=list)
+
+    def request_answered(self, endpoint: str, code: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.answered.append((endpoint, code))
+
+    def first_token(self, seconds: float) -> None:
+        self.firsts += 1
+
+    def next_token(self, seconds: float) -> None:
+        self.nexts += 1
+
+    def tokens(self, prompt: int, generated: int) -> None:
+        self.counted.append((prompt, generated))
+
+    def exposition(self) -> bytes:
+        return b"adex_requests_total 1\n"
+
+
+@dataclass
+class Door:
+    """A running front and what stands behind it."""
+
+    url: str
+    engine: ScriptedEngine
+    meters: CountingMeters
+    serving: Serving
+
+
+@pytest.fixture
+def the_tokenizer() -> Tokenizer:
+    return tokenizer()
+
+
+@pytest.fixture
+def serving_of() -> Callable[..., Serving]:
+    def build(**options: object) -> Serving:
+        aliases = {"friendly": AdapterKey("", "local", "/adapters/friendly")}
+        directory = Directory(("/models/tiny", "tiny"), aliases)
+        front = FrontOptions(model_id="/models/tiny", version="0.1.0", **options)  # type: ignore[arg-type]
+        return Serving(ScriptedEngine(), tokenizer(), directory, CountingMeters(), front)
+
+    return build
+
+
+@asynccontextmanager
+async def _opened(serving: Serving) -> AsyncIterator[Door]:
+    runner = web.AppRunner(create_app(serving), handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    assert isinstance(serving.engine, ScriptedEngine)
+    assert isinstance(serving.meters, CountingMeters)
+    try:
+        yield Door(f"http://127.0.0.1:{port}", serving.engine, serving.meters, serving)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+def opened() -> Callable[[Serving], AbstractAsyncContextManager[Door]]:
+    return _opened
+
+
+@pytest.fixture
+async def door(serving_of: Callable[..., Serving]) -> AsyncIterator[Door]:
+    async with _opened(serving_of()) as opened_door:
+        yield opened_door
+
+
