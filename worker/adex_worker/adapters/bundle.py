@@ -61,7 +61,7 @@ def _read(weights: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
     # Exporters pad the header so that tensors are aligned, but nothing obliges them to.
     if entry.start % dtype.itemsize:
         raw = raw.clone()
-    return raw.view(dtype).view(entry.rows, entry.columns)
+    return raw.view(dtype).view(entry.shape)
 
 
 def _check_finite(

@@ -13,6 +13,9 @@ TENSORS_MAX = 50_000
 LENGTH_BYTES = 8
 
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# Sizes and offsets beyond these belong to no file; they keep the arithmetic below small.
+_DIMENSIONS_MAX = 8
+_COUNT_MAX = 1 << 48
 _SAVE_AGAIN = "Save the adapter again with PEFT (safe_serialization=True)"
 
 
@@ -22,14 +25,9 @@ class TensorEntry:
 
     name: str
     dtype: str
-    rows: int
-    columns: int
+    shape: tuple[int, ...]
     start: int
     stop: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows, self.columns
 
 
 def header_length(first: bytes, file_bytes: int) -> int:
@@ -52,8 +50,8 @@ def header_length(first: bytes, file_bytes: int) -> int:
 def parse_header(text: bytes, file_bytes: int) -> tuple[TensorEntry, ...]:
     """The tensors of the file in the order of their bytes, which they cover without gap or overlap.
 
-    `text` is the header alone. Raises AdapterMalformed naming the tensor, or AdapterUnsupported for
-    an element type that is not served.
+    `text` is the header alone. Raises AdapterMalformed naming the tensor. Whether names, types and
+    shapes are served is not judged here.
     """
     members = parse_object(text, f"{WEIGHTS_FILE} header", _SAVE_AGAIN)
     metadata = members.pop("__metadata__", {})
@@ -83,42 +81,50 @@ def parse_header(text: bytes, file_bytes: int) -> tuple[TensorEntry, ...]:
     return tuple(entries)
 
 
+def check_matrix(entry: TensorEntry) -> None:
+    """Raise unless the tensor is a matrix of a served element type that is not empty."""
+    if entry.dtype not in ELEMENT_BYTES:
+        raise AdapterUnsupported(
+            f"tensor `{entry.name}` in `{WEIGHTS_FILE}` has elements of type {entry.dtype[:100]!r}",
+            field=entry.name,
+            remedy=f"Save it as one of {', '.join(ELEMENT_BYTES)}",
+        )
+    if len(entry.shape) != 2 or 0 in entry.shape:
+        raise _malformed(
+            f"tensor `{entry.name}` in `{WEIGHTS_FILE}` has shape {list(entry.shape)!r:.100},"
+            " expected two sizes above 0",
+            entry.name,
+            "Gather the weights before saving (ZeRO-3 saves empty or flat tensors)",
+        )
+
+
 def _entry(name: str, value: object, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _malformed(f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` has a damaged entry", name)
-    dtype, shape = value["dtype"], _counts(value["shape"])
-    offsets = _counts(value["data_offsets"])
-    if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
-        raise AdapterUnsupported(
-            f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` has elements of type {dtype!r:.100}",
-            field=name[:100],
-            remedy=f"Save it as one of {', '.join(ELEMENT_BYTES)}",
-        )
-    if shape is None or len(shape) != 2 or 0 in shape:
+    dtype, shape, offsets = value["dtype"], _counts(value["shape"]), _counts(value["data_offsets"])
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
         raise _malformed(
-            f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` has shape {value['shape']!r:.100},"
-            " expected two sizes above 0",
-            name,
-            "Gather the weights before saving (ZeRO-3 saves empty or flat tensors)",
+            f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` has a damaged type, shape or offsets", name
         )
-    if offsets is None or len(offsets) != 2:
-        raise _malformed(f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` has damaged offsets", name)
-    size = math.prod(shape) * ELEMENT_BYTES[dtype]
-    if offsets[1] - offsets[0] != size:
+    taken = offsets[1] - offsets[0]
+    # Types outside the table have no size here; they are refused by name afterwards.
+    needed = math.prod(shape) * ELEMENT_BYTES[dtype] if dtype in ELEMENT_BYTES else taken
+    if taken < 0 or taken != needed:
         raise _malformed(
-            f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` takes {offsets[1] - offsets[0]} bytes,"
-            f" its shape {shape} of {dtype} needs {size}",
+            f"tensor {name[:100]!r} in `{WEIGHTS_FILE}` takes {taken!r:.30} bytes,"
+            f" its shape {shape!r:.100} of {dtype} needs {needed!r:.30}",
             name,
         )
     start, stop = data_start + offsets[0], data_start + offsets[1]
-    return TensorEntry(name, dtype, shape[0], shape[1], start, stop)
+    return TensorEntry(name, dtype, tuple(shape), start, stop)
 
 
 def _counts(value: object) -> list[int] | None:
-    """The list of whole numbers of at least 0 that `value` is, or None."""
-    if not isinstance(value, list):
+    """The short list of whole numbers of at least 0 that `value` is, or None."""
+    if not isinstance(value, list) or len(value) > _DIMENSIONS_MAX:
         return None
-    counts = [v for v in value if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    counts = [v for v in value if isinstance(v, int) and not isinstance(v, bool)]
+    counts = [count for count in counts if 0 <= count <= _COUNT_MAX]
     return counts if len(counts) == len(value) else None
 
 

@@ -51,7 +51,7 @@ def read_key(name: str, file: str) -> TensorKey:
     if len(name) > NAME_LENGTH_MAX or not _NAME.fullmatch(name):
         raise AdapterMalformed(
             f"`{file}` holds a tensor with the name {name[:100]!r}",
-            field=name[:100],
+            field=name[:100] or file,
             remedy=f"Use letters, digits, `_`, `.`, `-` and at most {NAME_LENGTH_MAX} characters",
         )
     bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)

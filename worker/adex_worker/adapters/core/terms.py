@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from adex_kernels.layout import LinearShape, ModelShape, Module
 from adex_proto.errors import AdapterMalformed, AdapterMismatch, RankTooLarge
 from adex_worker.adapters.core.config import CONFIG_FILE, LoraConfig
-from adex_worker.adapters.core.header import WEIGHTS_FILE, TensorEntry
+from adex_worker.adapters.core.header import WEIGHTS_FILE, TensorEntry, check_matrix
 from adex_worker.adapters.core.keys import TARGETS, TensorKey, read_key
 
 
@@ -73,6 +73,7 @@ def _pairs(entries: Sequence[TensorEntry]) -> list[_Pair]:
     pairs: dict[tuple[str, int], _Pair] = {}
     for entry in entries:
         key = read_key(entry.name, WEIGHTS_FILE)
+        check_matrix(entry)
         pair = pairs.setdefault((key.target, key.layer), _Pair(key))
         twin = pair.a if key.side == "A" else pair.b
         if twin is not None:
@@ -123,7 +124,7 @@ def _terms_of(
 
 
 def _check_rank(key: TensorKey, a: TensorEntry, b: TensorEntry, rank: int, rank_max: int) -> None:
-    largest = max(rank, a.rows)
+    largest = max(rank, a.shape[0])
     if largest > rank_max:
         raise RankTooLarge(
             f"`{a.name}` has rank {largest} by `{CONFIG_FILE}` and `{WEIGHTS_FILE}`,"
@@ -131,13 +132,13 @@ def _check_rank(key: TensorKey, a: TensorEntry, b: TensorEntry, rank: int, rank_
             field="r",
             remedy=f"Train with a rank of at most {rank_max}, or raise --rank-max on the worker",
         )
-    if a.rows != rank or b.columns != rank:
+    if a.shape[0] != rank or b.shape[1] != rank:
         raise AdapterMalformed(
             f"`{a.name}` has shape {list(a.shape)} and `{b.name}` {list(b.shape)},"
             f" but `{CONFIG_FILE}` gives `{key.path}` rank {rank}",
             field=a.name,
-            remedy="Correct r or rank_pattern, whose first matching key counts: the scale depends on"
-            " it, and saving may have reordered overlapping keys",
+            remedy="Correct r or rank_pattern, whose first matching key counts (saving sorts them):"
+            " the scale depends on it",
         )
 
 

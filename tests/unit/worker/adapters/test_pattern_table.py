@@ -1,0 +1,79 @@
+"""Module patterns: what they match, and that no set of them can cost more than its bound."""
+
+import re
+import time
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adex_proto.errors import AdapterUnsupported
+from adex_worker.adapters.core import pattern_table
+from adex_worker.adapters.core.pattern import PatternRefused, SafePattern
+from adex_worker.adapters.core.pattern_table import PatternTable
+
+ALPHABET = "ab1_.-"
+PIECES = st.recursive(
+    st.sampled_from(
+        r"a b 1 _ . \. ^ $ \d \w \D \W \s \S [ab] [^a] [a-b1] [\d.] [_-] [.|&]".split()
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map("".join),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+        inner.map(lambda part: f"(?:{part})*"),
+        inner.map(lambda part: f"({part})+"),
+        inner.map(lambda part: f"(?:{part})?"),
+    ),
+    max_leaves=8,
+)
+
+
+@given(PIECES, st.lists(st.text(ALPHABET, max_size=7), max_size=8))
+@settings(max_examples=400, deadline=None)
+def test_a_safe_pattern_matches_exactly_what_re_matches(text: str, paths: list[str]) -> None:
+    ours, theirs = SafePattern(text), re.compile(text)
+    for path in paths:
+        assert ours.matches(path) == (theirs.match(path) is not None), (text, path)
+
+
+@given(st.text("ab.*+?()[]{}|^$\\-d1", max_size=10))
+@settings(max_examples=500, deadline=None)
+def test_what_the_grammar_accepts_re_accepts_with_the_same_meaning(text: str) -> None:
+    try:
+        ours = SafePattern(text)
+    except PatternRefused:
+        return
+    theirs = re.compile(text)
+    for path in ("", "a", "ab", "a.b", "aab1", "d-1"):
+        assert ours.matches(path) == (theirs.match(path) is not None), (text, path)
+
+
+def test_the_first_key_that_matches_speaks_for_a_module() -> None:
+    table = PatternTable(["q_proj", r".*\.q_proj", "v_proj"], field="rank_pattern", file="f")
+    assert table.key_for("model.layers.0.self_attn.q_proj") == "q_proj"
+    assert table.key_for("model.layers.0.self_attn.v_proj") == "v_proj"
+    assert table.key_for("model.layers.0.self_attn.k_proj") is None
+
+
+def test_a_key_matches_whole_parts_of_the_path_only() -> None:
+    table = PatternTable(["proj", "1.self_attn.q_proj"], field="rank_pattern", file="f")
+    assert table.key_for("model.layers.0.self_attn.q_proj") is None
+    assert table.key_for("model.layers.11.self_attn.q_proj") is None
+    assert table.key_for("model.layers.1.self_attn.q_proj") == "1.self_attn.q_proj"
+
+
+def test_work_beyond_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern_table, "WORK_MAX", 10_000)
+    table = PatternTable(["(.*.*.*)*x"], field="rank_pattern", file="f.json")
+    paths = (f"model.layers.{layer}.{layer * 7919}.q_proj" for layer in range(10_000))
+    with pytest.raises(AdapterUnsupported, match=r"`rank_pattern` in `f.json` needs more than"):
+        deque(map(table.key_for, paths), maxlen=0)
+
+
+def test_a_thousand_modules_with_a_pattern_each_resolve_within_seconds() -> None:
+    paths = [f"model.layers.{layer}.{part}_proj" for layer in range(150) for part in "abcdefg"]
+    table = PatternTable(paths, field="rank_pattern", file="f")
+    started = time.monotonic()
+    assert [table.key_for(path) for path in paths] == paths
+    assert time.monotonic() - started < 10
