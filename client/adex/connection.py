@@ -1,5 +1,6 @@
 """What the two clients share over httpx: the address, the headers, and its errors as ours."""
 
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -52,7 +53,8 @@ def error_of_transport(
         answered: whether the status had arrived; a connection that broke before it has told
             nothing, so the request may be sent again.
     """
-    reason = str(error) or type(error).__name__
+    # "[Errno 111] Connection refused" needs its number no more than its reader does.
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return RequestTimeout(
             f"{base_url} sent nothing for {timeout_s:g} s",
@@ -60,10 +62,10 @@ def error_of_transport(
         )
     if not answered:
         return ServerUnreachable(
-            f"no server answers at {base_url} ({reason})",
+            f"no server answers at {base_url}: {reason}",
             remedy="Start one with `adex serve`, or correct the address",
         )
     return StreamBroken(
-        f"the connection to {base_url} broke ({reason})",
+        f"the connection to {base_url} broke: {reason}",
         remedy="Send the request again; the server's log says why it stopped",
     )

@@ -18,7 +18,6 @@ from adex.types import (
     ChatCompletionChunk,
     ChatMessage,
     Details,
-    InputToken,
     ModelInfo,
     Response,
     StreamResponse,
@@ -174,16 +173,11 @@ def _alternatives(tokens: list[Fields]) -> tuple[AlternativeToken, ...]:
 def _details(details: Fields) -> Details:
     # TGI calls the prompt's length `input_length`, LoRAX `prompt_tokens`.
     prompt_tokens = details.integer("prompt_tokens", details.integer("input_length", 0))
-    prefill = tuple(
-        InputToken(token.integer("id"), token.text("text"), token.number_or_none("logprob"))
-        for token in details.objects("prefill")
-    )
     return Details(
         finish_reason=details.text("finish_reason"),
         prompt_tokens=prompt_tokens,
         generated_tokens=details.integer("generated_tokens"),
         seed=details.integer_or_none("seed"),
-        prefill=prefill,
         tokens=tuple(_token(token) for token in details.objects("tokens")),
     )
 

@@ -37,9 +37,6 @@ class Sampling(TypedDict, total=False):
     top_n_tokens: int | None
     truncate: int | None
     return_full_text: bool | None
-    best_of: int | None
-    decoder_input_details: bool | None
-    response_format: Mapping[str, Any] | None
 
 
 class ChatSampling(TypedDict, total=False):
@@ -61,7 +58,6 @@ class ChatSampling(TypedDict, total=False):
     stop_token_ids: list[int] | None
     ignore_eos_token: bool | None
     top_n_tokens: int | None
-    response_format: Mapping[str, Any] | None
 
 
 class Message(TypedDict):
@@ -74,15 +70,6 @@ class Message(TypedDict):
 @dataclass(frozen=True, slots=True)
 class AlternativeToken:
     """A token the model could have chosen at a position."""
-
-    id: int
-    text: str
-    logprob: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class InputToken:
-    """A token of the prompt; the first one has no log probability."""
 
     id: int
     text: str
@@ -106,15 +93,13 @@ class Details:
     """How a generation went.
 
     `finish_reason` is "length", "eos_token" or "stop_sequence". `seed` is None when no draw was
-    made. `prefill` is filled only where `decoder_input_details` asked for it; `tokens` is empty
-    at the end of a stream, which has given them one by one.
+    made. `tokens` is empty at the end of a stream, which has given them one by one.
     """
 
     finish_reason: str
     prompt_tokens: int
     generated_tokens: int
     seed: int | None = None
-    prefill: tuple[InputToken, ...] = ()
     tokens: tuple[Token, ...] = ()
 
 

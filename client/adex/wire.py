@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar, cast
 
 from adex.errors import (
     AdexError,
-    CapacityError,
     ServerUnreachable,
     StreamBroken,
     ValidationError,
@@ -219,7 +218,7 @@ def retry_wait_s(
     Args:
         attempt: how many times it was asked already, from 1.
     """
-    refused = isinstance(error, CapacityError) and error.status in (429, 503)
+    refused = error.status in (429, 503)
     if attempt > retries_max or not (refused or isinstance(error, ServerUnreachable)):
         return None
     if error.retry_after_s is None:
