@@ -22,7 +22,7 @@ class ResidentSlots:
     def __contains__(self, slot: int) -> bool:
         return slot in self._by_slot
 
-    def group(self, slot: int, layer: int, group: Group) -> GroupWeights | None:
+    def group(self, slot: int, layer: int, group: int) -> GroupWeights | None:
         """The weights of `slot` at (layer, group), None where the adapter has nothing there.
 
         Raises ProtocolViolation when no adapter is resident in `slot`.

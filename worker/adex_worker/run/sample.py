@@ -24,8 +24,8 @@ _ELEMENTS_AT_ONCE = 1 << 22
 class Logprobs:
     """For the rows that asked, by index into the step's sampled rows.
 
-    `chosen` is each one's own token's; `top_ids` and `top` [asked, most asked for] those of the most
-    probable tokens, in that order.
+    `chosen` is each one's own token's; `top_ids` and `top` [asked, most asked for] those of the
+    most probable tokens, in that order.
     """
 
     index: dict[int, int]
@@ -45,7 +45,7 @@ class Sampled:
 
 @dataclass(slots=True)
 class _Batch:
-    """One step's rows: logits [rows, vocabulary], to be changed in place, and what goes with them."""
+    """One step's rows: logits [rows, vocabulary], changed in place, and what goes with them."""
 
     logits: Tensor
     rows: IntArray

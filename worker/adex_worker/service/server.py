@@ -10,7 +10,7 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, cast
 
 import grpc
 import grpc.aio
@@ -153,7 +153,8 @@ class WorkerServer:
         self.service = service
         self._listen = listen
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        self._health = health.aio.HealthServicer()
+        # The asyncio servicer is re-exported where type checkers do not see it.
+        self._health = cast(Any, health).aio.HealthServicer()
         add_WorkerServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (WORKER_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -1,0 +1,288 @@
+"""From options to a worker ready to serve: model, pool, adapter store, runner, step thread.
+
+Everything here blocks, for minutes where a model is large, so it runs beside the event loop.
+"""
+
+import gc
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adex_proto.errors import ValidationError
+from adex_proto.outcome import WorkerInfo
+from adex_worker.adapters.arena import Arena, kv_page_bytes
+from adex_worker.adapters.store import AdapterStore
+from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype
+from adex_worker.config import SLOTS_MAX, WorkerOptions
+from adex_worker.metrics import Sources
+from adex_worker.model.decoder import Decoder, ModelWeights
+from adex_worker.model.source import ModelSource
+from adex_worker.model.weights import load_model
+from adex_worker.run.runner import Runner
+from adex_worker.run.steps import StepThread
+from adex_worker.service.commands import CommandPools
+from adex_worker.service.server import WorkerParts
+
+_LOG = logging.getLogger(__name__)
+
+BLOCK_TOKENS = 16
+_BAR_CELLS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that can serve, what its metrics read, and what to tell the operator of it."""
+
+    parts: WorkerParts
+    sources: Sources
+    description: str
+
+
+def assemble(options: WorkerOptions) -> Worker:
+    """Load the model and set up all that serves it. The step thread is started.
+
+    Raises AdexError, in words for the operator, for a model, device or size that cannot be had.
+    """
+    threads = _set_threads(options.threads)
+    device = _device(options.device)
+    started_s = time.monotonic()
+    decoder = _load(options, device)
+    page_bytes = _page_bytes(decoder)
+    budget = budget_of(_wishes(options), _machine(options.cache_dir, device), page_bytes)
+    arena = _arena(budget, decoder)
+    spec = decoder.spec
+    try:
+        store = AdapterStore(
+            cache_dir=options.cache_dir,
+            roots=options.local_adapter_roots,
+            shape=spec.shape,
+            dtype=decoder.dtype,
+            arena=arena,
+            host_bytes=budget.host_bytes,
+            disk_bytes=budget.disk_bytes,
+            rank_max=options.rank_max,
+        )
+    except OSError as error:
+        raise ValidationError(
+            f"--cache-dir {options.cache_dir} cannot be used: {error}",
+            field="cache_dir",
+            remedy="Name a folder this process may write",
+        ) from error
+    info = _info(options, decoder, budget)
+    kv = arena.kv(
+        layers=spec.layers,
+        block_tokens=BLOCK_TOKENS,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+    )
+    runner = Runner(decoder, kv, arena, store.slots, info)
+    steps = StepThread(runner)
+    steps.start()
+    # The model is here to stay: collecting garbage need not look at it again.
+    gc.collect()
+    gc.freeze()
+    return Worker(
+        parts=WorkerParts(info, steps, CommandPools(store)),
+        sources=Sources(info, runner.statistics, lambda: arena.adapter_pages),
+        description=(
+            f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
+            f" parameters, {info.dtype}) on {info.device} with {threads} threads;"
+            f" pool {as_size(budget.pool_bytes)} in {info.pages} pages of"
+            f" {as_size(info.page_bytes)}; loaded in {time.monotonic() - started_s:.1f} s"
+        ),
+    )
+
+
+def _load(options: WorkerOptions, device: torch.device) -> Decoder:
+    source = ModelSource(options.model_id, options.revision)
+    spec = source.spec()
+    dtype = options.dtype or spec.dtype or "float32"
+    if options.dtype is None and device.type == "cpu":
+        dtype = cpu_dtype(dtype, has_bfloat16_units=_has_bfloat16_units())
+    if spec.unread_keys:
+        _LOG.info("keys of config.json that change nothing here: %s", ", ".join(spec.unread_keys))
+    _LOG.info("loading %s in %s on %s", options.model_id, dtype, device)
+    try:
+        return load_model(
+            options.model_id,
+            device=device,
+            dtype=dtype,
+            revision=options.revision,
+            progress=progress_bar() if sys.stderr.isatty() else progress_lines(),
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ValidationError(
+            f"the model's weights do not fit {device}",
+            field="device",
+            remedy="Serve a smaller model, another dtype, or on a larger device",
+        ) from error
+
+
+def progress_bar() -> Callable[[int, int], None]:
+    """Draws one line on the terminal, over and over."""
+
+    def show(done: int, total: int) -> None:
+        cells = _BAR_CELLS * done // max(total, 1)
+        bar = "#" * cells + "." * (_BAR_CELLS - cells)
+        sys.stderr.write(f"\rloading weights [{bar}] {done}/{total}")
+        sys.stderr.write("\n" if done >= total else "")
+        sys.stderr.flush()
+
+    return show
+
+
+def progress_lines() -> Callable[[int, int], None]:
+    """Logs each quarter once."""
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        quarter = 4 * done // max(total, 1)
+        if quarter > shown:
+            shown = quarter
+            _LOG.info("loading weights: %d of %d tensors", done, total)
+
+    return show
+
+
+def _set_threads(wanted: int | None) -> int:
+    """Returns: how many threads a step uses. OMP_NUM_THREADS stands where nothing is asked for."""
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    elif "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        # torch counts the machine's cores; a container may be allowed fewer.
+        torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+    return torch.get_num_threads()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        usable = device.type in ("cpu", "cuda")
+    except RuntimeError:
+        usable, device = False, torch.device("cpu")
+    if not usable:
+        raise ValidationError(
+            f"--device {name!r} is none that is served",
+            field="device",
+            remedy="Give auto, cpu, cuda or cuda:N",
+        )
+    if device.type == "cpu":
+        return torch.device("cpu")
+    index = device.index or 0
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise ValidationError(
+            f"--device {name}: there are {torch.cuda.device_count()} usable CUDA devices here",
+            field="device",
+            remedy="Give --device cpu, or install a torch built for this machine's driver",
+        )
+    return torch.device("cuda", index)
+
+
+def _machine(cache_dir: Path, device: torch.device) -> Machine:
+    existing = cache_dir
+    while not existing.exists():
+        existing = existing.parent
+    return Machine(
+        host_free=_host_free(),
+        disk_free=shutil.disk_usage(existing).free,
+        device_free=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )
+
+
+def _host_free() -> int:
+    """Bytes this process may still take: the machine's, or its control group's if that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        _LOG.debug("no /proc/meminfo to read; taking what is entirely unused")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def _has_bfloat16_units() -> bool:
+    """Whether this processor multiplies bfloat16 itself."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+
+
+def _arena(budget: Budget, decoder: Decoder) -> Arena:
+    try:
+        return Arena(
+            pages=budget.pages,
+            page_bytes=budget.page_bytes,
+            dtype=decoder.dtype,
+            device=decoder.device,
+        )
+    except (MemoryError, RuntimeError) as error:
+        raise ValidationError(
+            f"a device pool of {as_size(budget.pool_bytes)} cannot be allocated",
+            field="device_memory",
+            remedy="Ask for less with --device-memory",
+        ) from error
+
+
+def _page_bytes(decoder: Decoder) -> int:
+    spec = decoder.spec
+    return kv_page_bytes(BLOCK_TOKENS, spec.layers, spec.kv_heads, spec.head_dim, decoder.dtype)
+
+
+def _wishes(options: WorkerOptions) -> Wishes:
+    return Wishes(
+        device_bytes=options.device_bytes,
+        host_bytes=options.host_bytes,
+        disk_bytes=options.disk_bytes,
+        step_tokens_max=options.step_tokens_max,
+        step_sequences_max=options.step_sequences_max,
+    )
+
+
+def _info(options: WorkerOptions, decoder: Decoder, budget: Budget) -> WorkerInfo:
+    spec = decoder.spec
+    return WorkerInfo(
+        model_id=options.model_id,
+        architecture=spec.architecture,
+        dtype=str(decoder.dtype).removeprefix("torch."),
+        device=str(decoder.device),
+        layers=spec.layers,
+        vocabulary=spec.vocabulary,
+        positions_max=spec.positions_max,
+        block_tokens=BLOCK_TOKENS,
+        page_bytes=budget.page_bytes,
+        pages=budget.pages,
+        slots_max=SLOTS_MAX,
+        host_bytes=budget.host_bytes,
+        disk_bytes=budget.disk_bytes,
+        rank_max=options.rank_max,
+        step_tokens_max=budget.step_tokens_max,
+        step_sequences_max=budget.step_sequences_max,
+        eos_token_ids=spec.eos_token_ids,
+    )
+
+
+def _parameters(weights: ModelWeights) -> int:
+    """Numbers in the model; a head that is the embedding counts once."""
+    tensors: list[Tensor | None] = [weights.embedding, weights.norm, weights.head]
+    for layer in weights.layers:
+        tensors += [getattr(layer, field.name) for field in fields(layer)]
+    # Optional weights come as None.
+    distinct = {id(each): each for each in tensors if each is not None}
+    return sum(each.numel() for each in distinct.values())

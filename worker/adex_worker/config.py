@@ -1,0 +1,199 @@
+"""What a worker is told when it starts: flags, or the environment, read once and checked.
+
+Every flag --some-thing may also be given as ADEX_SOME_THING; the flag wins.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adex_proto.errors import ValidationError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SLOTS_MAX = 4096
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """Everything a worker can be told. None for a size, count or dtype means: choose for me.
+
+    `device_bytes` is the pool of KV blocks and adapters, beside the model's weights; `host_bytes`
+    and `disk_bytes` bound adapters in those tiers. `metrics_port` 0 serves no metrics.
+    """
+
+    model_id: str
+    revision: str | None
+    listen: str
+    device: str
+    dtype: str | None
+    device_bytes: int | None
+    host_bytes: int | None
+    disk_bytes: int | None
+    cache_dir: Path
+    local_adapter_roots: tuple[Path, ...]
+    step_tokens_max: int | None
+    step_sequences_max: int | None
+    rank_max: int
+    threads: int | None
+    metrics_port: int
+    log_level: str
+
+
+def bytes_of_size(text: str) -> int | None:
+    """Bytes of a size such as 2GiB, 1.5 GB or 1048576; None for auto. Raises ValueError."""
+    if text.strip().lower() == "auto":
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write for example 2GiB, 500MB or auto")
+    number, prefix, binary, _ = match.groups()
+    power = _UNITS[prefix.lower()]
+    if binary and prefix:
+        power = 1024 ** (" kmgt".index(prefix.lower()))
+    size = int(float(number) * power)
+    if size < 1:
+        raise ValueError(f"{text!r} is no size; it must be at least one byte")
+    return size
+
+
+def parse_options(
+    arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+) -> WorkerOptions:
+    """Read the command line and the environment.
+
+    Raises ValidationError for a bad combination or a missing value; argparse itself ends the
+    process with status 2 for a flag it cannot read.
+    """
+    env = os.environ if environment is None else environment
+    given = _parser(env).parse_args(arguments)
+    if not given.model_id:
+        raise ValidationError(
+            "no model is named", field="model_id", remedy="Give --model-id a folder or a hub id"
+        )
+    tokens, sequences = given.max_batch_tokens, given.max_sequences
+    if tokens is not None and sequences is not None and tokens < sequences:
+        raise ValidationError(
+            f"--max-batch-tokens {tokens} is less than --max-sequences {sequences}, but each"
+            " decoding sequence takes one token of a step",
+            field="max_batch_tokens",
+            remedy="Raise the first or lower the second",
+        )
+    return WorkerOptions(
+        model_id=given.model_id,
+        revision=given.revision or None,
+        listen=_checked_address(given.listen),
+        device=given.device,
+        dtype=None if given.dtype == "auto" else given.dtype,
+        device_bytes=given.device_memory,
+        host_bytes=given.host_memory,
+        disk_bytes=given.disk_memory,
+        cache_dir=given.cache_dir.expanduser(),
+        local_adapter_roots=_checked_roots(given.local_adapter_root or _roots_of(env)),
+        step_tokens_max=tokens,
+        step_sequences_max=sequences,
+        rank_max=given.rank_max,
+        threads=given.threads,
+        metrics_port=given.metrics_port,
+        log_level=given.log_level.upper(),
+    )
+
+
+def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adex-worker",
+        description="One worker: the model, its KV cache and the adapters, served over gRPC.",
+        epilog="Each flag may also be given in the environment: --model-id as ADEX_MODEL_ID.",
+    )
+
+    def add(flag: str, default: str, text: str, **options: Any) -> None:
+        # argparse converts string defaults like arguments, so the environment is checked as well.
+        name = "ADEX_" + flag.removeprefix("--").replace("-", "_").upper()
+        parser.add_argument(flag, default=env.get(name, default), help=text, **options)
+
+    size: dict[str, Any] = {"type": _argument(bytes_of_size), "metavar": "SIZE"}
+    count: dict[str, Any] = {"type": _argument(_count_or_auto), "metavar": "N"}
+    add("--model-id", "", "a folder or a Hugging Face hub id")
+    add("--revision", "", "branch, tag or commit of a hub model")
+    add("--listen", "127.0.0.1:50051", "host:port or unix:///path")
+    add("--device", "auto", "auto, cpu, cuda or cuda:N")
+    add("--dtype", "auto", f"one of {', '.join(DTYPES)}", choices=DTYPES)
+    add("--device-memory", "auto", "pool of KV blocks and adapters, beside the weights", **size)
+    add("--host-memory", "auto", "adapters kept in host memory", **size)
+    add("--disk-memory", "auto", "converted adapters kept on disk", **size)
+    add("--cache-dir", _default_cache_dir(env), "where converted adapters are kept", type=Path)
+    parser.add_argument(
+        "--local-adapter-root",
+        action="append",
+        type=Path,
+        help="a folder adapters may be read from (repeatable; in the environment separated by ':')",
+    )
+    add("--max-batch-tokens", "auto", "tokens of one step", **count)
+    add("--max-sequences", "auto", "sequences of one step", **count)
+    add("--rank-max", "256", "largest LoRA rank served", type=_argument(_count), metavar="N")
+    add("--threads", "auto", "threads of one step on a CPU", **count)
+    add("--metrics-port", "0", "port for Prometheus metrics, 0 for none", type=int, metavar="N")
+    levels = ("debug", "info", "warning", "error")
+    add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
+    return parser
+
+
+def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """`parse` with its ValueError in the words argparse shows."""
+
+    def convert(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _count(text: str) -> int:
+    count = int(text) if text.strip().isdecimal() else 0
+    if count < 1:
+        raise ValueError(f"{text!r} is no positive whole number")
+    return count
+
+
+def _count_or_auto(text: str) -> int | None:
+    return None if text.strip().lower() == "auto" else _count(text)
+
+
+def _default_cache_dir(env: Mapping[str, str]) -> str:
+    base = env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(base) / "adex")
+
+
+def _roots_of(env: Mapping[str, str]) -> list[Path]:
+    return [Path(part) for part in env.get("ADEX_LOCAL_ADAPTER_ROOT", "").split(":") if part]
+
+
+def _checked_roots(roots: Sequence[Path]) -> tuple[Path, ...]:
+    for root in roots:
+        if not root.is_dir():
+            raise ValidationError(
+                f"--local-adapter-root {root} is no folder",
+                field="local_adapter_root",
+                remedy="Create it, or name the folder that holds the adapters",
+            )
+    return tuple(root.resolve() for root in roots)
+
+
+def _checked_address(listen: str) -> str:
+    port = listen.rpartition(":")[2]
+    if listen.startswith("unix:///") and len(listen) > len("unix:///"):
+        return listen
+    if not listen.startswith("unix:") and ":" in listen and port.isdecimal():
+        return listen
+    raise ValidationError(
+        f"--listen {listen!r} is no address",
+        field="listen",
+        remedy="Write host:port, for example 127.0.0.1:50051, or unix:///path",
+    )
