@@ -58,7 +58,8 @@ class KeyView:
     `pages` is [sequences * blocks], the pages to gather, padded with a sequence's last page.
     `hidden` is [sequences, queries, keys] bool, true where a query must not see a key, or None when
     the plain causal triangle over exactly `keys` positions says the same. `biases` caches the
-    additive form of `hidden` for each dtype.
+    additive form of `hidden` for each dtype, `key_value_rows` where layer 0 has the pages' keys and
+    then their values, in rows of one block.
     """
 
     pages: Tensor
@@ -66,6 +67,7 @@ class KeyView:
     keys: int
     hidden: Tensor | None
     biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    key_value_rows: Tensor | None = None
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """[sequences, 1, queries, keys]: 0 where seen, minus infinity where hidden."""
@@ -148,6 +150,7 @@ class AttentionBatch:
     visible to its last row, this step's included. Row t's key and value go to write_pages[t],
     write_offsets[t]. `row_lens[t]` is the whole known length of row t's sequence, which chooses its
     rotation where that depends on length. `fresh_pages` are those that the step begins to fill.
+    `write_cells` caches where the keys go in layer 0.
     """
 
     query_starts: list[int]
@@ -159,6 +162,7 @@ class AttentionBatch:
     row_lens: Tensor
     fresh_pages: Tensor | None
     groups: list[QueryGroup]
+    write_cells: Tensor | None = None
 
     @classmethod
     def build(

@@ -13,6 +13,9 @@ from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 # Scores of capped attention are formed for as many queries at a time as keep them within this.
 _SCORES_MAX = 1 << 24
 
+# Segments of up to this many rows cost less row by row on a CPU (see `_add_thin`).
+_THIN_ROWS_MAX = 3
+
 
 def clear_fresh_(kv: Tensor, batch: AttentionBatch) -> None:
     """Zero the pages that this step begins to fill; to be called once, before the first layer.
@@ -28,7 +31,10 @@ def kv_write_(kv: Tensor, layer: int, k: Tensor, v: Tensor, batch: AttentionBatc
     """Store each row's key and value, [rows, kv_heads, head_dim], in its block of `layer`."""
     pages, layers, _, tokens, kv_heads, head_dim = kv.shape
     cells = kv.view(pages * layers * 2 * tokens, kv_heads, head_dim)
-    keys = (batch.write_pages * layers + layer) * (2 * tokens) + batch.write_offsets
+    first = batch.write_cells
+    if first is None:
+        first = batch.write_cells = batch.write_pages * (layers * 2 * tokens) + batch.write_offsets
+    keys = first + layer * (2 * tokens)
     cells.index_copy_(0, keys, k)
     cells.index_copy_(0, keys + tokens, v)
 
@@ -78,8 +84,11 @@ def attention(
 
 def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None:
     """Add each row's low-rank term to y [rows, out of the group] in place; x is [rows, in]."""
+    segments = lora.segments
+    if y.device.type == "cpu" and y.element_size() == 2:
+        segments = _add_thin(y, x, lora, layer, group)
     find = lora.slots.group
-    for start, stop, slot in lora.segments:
+    for start, stop, slot in segments:
         weights = find(slot, layer, group)
         if weights is None:
             continue
@@ -89,13 +98,52 @@ def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> 
             target[:, out_start:out_stop].addmm_(shrunk[:, rank_start:rank_stop], b)
 
 
+def _add_thin(
+    y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int
+) -> list[tuple[int, int, int]]:
+    """Add the terms of segments of a few rows, row by row; answers the other segments.
+
+    oneDNN takes about 20 microseconds for any product of half-precision matrices this small;
+    torch's own product of a matrix and a vector takes 2 to 5, accumulates in float32 too, and is
+    chosen by one flag.
+    """
+    wide: list[tuple[int, int, int]] = []
+    inputs = x.unbind(0)
+    # The rows of each module's columns of y, made once for all segments.
+    outputs: dict[int, tuple[Tensor, ...]] = {}
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        for segment in lora.segments:
+            start, stop, slot = segment
+            if stop - start > _THIN_ROWS_MAX:
+                wide.append(segment)
+                continue
+            weights = lora.slots.group(slot, layer, group)
+            if weights is None:
+                continue
+            for _, _, out_start, out_stop, _ in weights.slices:
+                if out_start not in outputs:
+                    outputs[out_start] = y[:, out_start:out_stop].unbind(0)
+            for row in range(start, stop):
+                shrunk = torch.mv(weights.a, inputs[row])
+                for rank_start, rank_stop, out_start, _, b in weights.slices:
+                    outputs[out_start][row].addmv_(b.t(), shrunk[rank_start:rank_stop])
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
+    return wide
+
+
 def _gather(kv: Tensor, layer: int, view: KeyView, sequences: int) -> tuple[Tensor, Tensor]:
     """Keys and values, each [sequences, kv_heads, keys, head_dim], of the blocks in the view."""
     pages, layers, _, tokens, kv_heads, head_dim = kv.shape
     blocks = kv.view(pages * layers * 2, tokens * kv_heads * head_dim)
-    wanted = view.pages * (2 * layers) + 2 * layer
-    wanted = torch.stack((wanted, wanted + 1)).view(-1)
-    found = blocks.index_select(0, wanted).view(2, sequences, -1, kv_heads, head_dim)
+    if view.key_value_rows is None:
+        first = view.pages * (2 * layers)
+        view.key_value_rows = torch.cat((first, first + 1))
+    found = blocks.index_select(0, view.key_value_rows + 2 * layer).view(
+        2, sequences, -1, kv_heads, head_dim
+    )
     found = found[:, :, : view.keys].transpose(2, 3)
     return found[0], found[1]
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from adex_kernels import dispatch, reference
 from adex_kernels.batch import AttentionBatch, GroupWeights, LoraBatch
+from adex_kernels.linear import linear, packed
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS, BLOCK_TOKENS, PAGES = 6, 2, 8, 2, 4, 200
 LAYER = 1
@@ -148,6 +149,7 @@ class Slots:
         return self._weights.get(slot)
 
 
+# Thin and wide segments, in one slot and in several; rows 4, 5 and 14 are the base model's.
 SEGMENTS = [(0, 1, 1), (1, 4, 2), (6, 7, 3), (7, 13, 1), (13, 14, 2)]
 
 
@@ -190,3 +192,20 @@ def test_each_row_goes_through_its_own_adapter() -> None:
     for start, stop, slot in SEGMENTS:
         alone = rows_through(slot, x[start:stop], y[start:stop], slots)
         torch.testing.assert_close(found[start:stop], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 70])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_packed_weight_gives_the_product_of_the_plain_one(
+    dtype: torch.dtype, biased: bool, rows: int
+) -> None:
+    torch.manual_seed(5)
+    weight, x = torch.randn(40, 24).to(dtype), torch.randn(rows, 24).to(dtype)
+    bias = torch.randn(40).to(dtype) if biased else None
+    found = linear(x, packed(weight), bias)
+    exact = x.double() @ weight.double().T
+    expected = (exact if bias is None else exact + bias.double()).to(dtype)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

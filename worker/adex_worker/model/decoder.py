@@ -13,13 +13,14 @@ from torch.nn import functional
 from adex_kernels import dispatch
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.layout import Group
+from adex_kernels.linear import linear
 from adex_worker.model.rope import Rope, rotate
 from adex_worker.model.spec import ModelSpec
 
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer. Linears are [out, in]; q|k|v and gate|up are fused along out.
+    """One layer. Linears are [out, in], plain or packed; q|k|v and gate|up are fused along out.
 
     Norm weights are those that multiply: Gemma's already hold the one that it adds, and stay
     float32 so as not to lose it. `qk_norm` is [heads + kv_heads, head_dim]. Optional ones are None
@@ -112,7 +113,7 @@ class Decoder:
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
         hidden = rms_norm(hidden, self.weights.norm, spec.norm_eps)
-        logits = functional.linear(hidden, self.weights.head).float()
+        logits = linear(hidden, self.weights.head).float()
         if spec.logit_softcap is not None:
             logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
         return logits
@@ -130,7 +131,7 @@ class Decoder:
         """Add one layer's attention to hidden [rows, hidden], in place."""
         spec = self.spec
         normed = rms_norm(hidden, weights.attention_norm, spec.norm_eps)
-        qkv = functional.linear(normed, weights.qkv, weights.qkv_bias)
+        qkv = linear(normed, weights.qkv, weights.qkv_bias)
         if lora is not None:
             dispatch.lora_add_(qkv, normed, lora, layer, Group.QKV)
         heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
@@ -149,7 +150,7 @@ class Decoder:
             window=spec.windows[layer],
             softcap=spec.attention_softcap,
         )
-        out = functional.linear(attended, weights.o, weights.o_bias)
+        out = linear(attended, weights.o, weights.o_bias)
         if lora is not None:
             dispatch.lora_add_(out, attended, lora, layer, Group.O)
         if weights.attention_out_norm is not None:
@@ -162,7 +163,7 @@ class Decoder:
         """Add one layer's gated MLP to hidden [rows, hidden], in place."""
         spec = self.spec
         normed = rms_norm(hidden, weights.mlp_norm, spec.norm_eps)
-        gate_up = functional.linear(normed, weights.gate_up, weights.gate_up_bias)
+        gate_up = linear(normed, weights.gate_up, weights.gate_up_bias)
         if lora is not None:
             dispatch.lora_add_(gate_up, normed, lora, layer, Group.GATE_UP)
         gate, up = gate_up.chunk(2, 1)
@@ -172,7 +173,7 @@ class Decoder:
             form = "tanh" if spec.activation == "gelu_tanh" else "none"
             wide = functional.gelu(gate, approximate=form)
         wide.mul_(up)
-        out = functional.linear(wide, weights.down, weights.down_bias)
+        out = linear(wide, weights.down, weights.down_bias)
         if lora is not None:
             dispatch.lora_add_(out, wide, lora, layer, Group.DOWN)
         if weights.mlp_out_norm is not None:

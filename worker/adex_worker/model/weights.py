@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adex_kernels.linear import packed
 from adex_proto.errors import ValidationError
 from adex_worker.model.decoder import Decoder, LayerWeights, ModelWeights
 from adex_worker.model.source import ModelSource
@@ -55,6 +56,7 @@ def load_model(
         chosen = DTYPES[chosen]
     weights = empty_weights(spec, torch.device(device), chosen)
     _fill(spec, placements(spec, weights), source.checkpoint_files(), progress)
+    _pack(weights)
     return Decoder(spec, weights)
 
 
@@ -74,6 +76,7 @@ def random_model(
             place.target.fill_(1.0)
         else:
             place.target.normal_(0.0, spread, generator=generator)
+    _pack(weights)
     return Decoder(spec, weights)
 
 
@@ -127,6 +130,17 @@ def empty_weights(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> 
     embedding = matrix(spec.vocabulary, spec.hidden)
     head = embedding if spec.tied_embeddings else matrix(spec.vocabulary, spec.hidden)
     return ModelWeights(embedding, [layer() for _ in range(spec.layers)], norm(), head)
+
+
+def _pack(weights: ModelWeights) -> None:
+    """Bring each linear into its device's best order, one at a time; a tied head stays plain."""
+    for layer in weights.layers:
+        layer.qkv = packed(layer.qkv)
+        layer.o = packed(layer.o)
+        layer.gate_up = packed(layer.gate_up)
+        layer.down = packed(layer.down)
+    if weights.head is not weights.embedding:
+        weights.head = packed(weights.head)
 
 
 def placements(spec: ModelSpec, weights: ModelWeights) -> dict[str, Place]:
