@@ -24,6 +24,7 @@ class Child:
         self, name: str, process: asyncio.subprocess.Process, write: Callable[[str], None]
     ) -> None:
         self.name = name
+        self.last_line = ""
         self._process = process
         self._relaying = asyncio.create_task(self._relay(write))
 
@@ -90,17 +91,21 @@ class Child:
         assert self._process.stdout is not None, "the child was started with a pipe"
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         tail = ""
+
+        def take(line: str) -> None:
+            if line.strip():
+                self.last_line = line.strip()
+                write(line)
+
         while chunk := await self._process.stdout.read(_READ_BYTES):
             # A progress bar returns to the start of its line: each state becomes a line.
             *lines, tail = (tail + decode(chunk)).replace("\r", "\n").split("\n")
             for line in lines:
-                if line.strip():
-                    write(line)
+                take(line)
             if len(tail) > _LINE_CHARACTERS_MAX:
-                write(tail)
+                take(tail)
                 tail = ""
-        if tail.strip():
-            write(tail)
+        take(tail)
 
 
 def how_it_ended(code: int) -> str:

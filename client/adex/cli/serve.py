@@ -104,7 +104,7 @@ async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -
         ],
         tell=_heedless(lambda line: terminal.remark(f"adex: {line}")),
     )
-    greeting = asyncio.create_task(_greet_when_ready(options, worker_socket, terminal))
+    greeting = asyncio.create_task(_greet_when_ready(options, terminal))
     try:
         return await supervisor.run()
     finally:
@@ -122,7 +122,7 @@ def _heedless(write: Callable[[str], None]) -> Callable[[str], None]:
     return write_if_read
 
 
-async def _greet_when_ready(options: ServeOptions, worker_socket: Path, terminal: Terminal) -> None:
+async def _greet_when_ready(options: ServeOptions, terminal: Terminal) -> None:
     """Show what is awaited until the server serves, then what to try."""
     url = local_url(options.host, options.port)
     status = _heedless(terminal.status)
@@ -130,7 +130,7 @@ async def _greet_when_ready(options: ServeOptions, worker_socket: Path, terminal
     async with AsyncClient(url, timeout=_POLL_TIMEOUT_S, retries_max=0) as client:
         try:
             while True:
-                waits_for = await _what_is_missing(client, worker_socket, options.model_id)
+                waits_for = await _what_is_missing(client)
                 if waits_for is None:
                     break
                 status(f"waiting for {waits_for} ({time.monotonic() - began_s:.0f} s)")
@@ -148,13 +148,12 @@ async def _greet_when_ready(options: ServeOptions, worker_socket: Path, terminal
         write(line)
 
 
-async def _what_is_missing(client: AsyncClient, worker_socket: Path, model_id: str) -> str | None:
+async def _what_is_missing(client: AsyncClient) -> str | None:
     """What keeps the server from serving, None once it does."""
     try:
         await client.health()
     except ServerUnreachable:
         return f"the scheduler to listen at {client.base_url}"
     except AdexError as error:
-        listening = await asyncio.to_thread(worker_socket.exists)
-        return f"the server: {error.message}" if listening else f"the worker to load {model_id}"
+        return f"the server, which says: {error.message}"
     return None

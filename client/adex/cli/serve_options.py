@@ -30,7 +30,7 @@ class ServeOptions:
     device_memory: str | None
     host_memory: str | None
     disk_memory: str | None
-    cache_dir: Path
+    cache_dir: Path | None
     local_adapter_roots: tuple[Path, ...]
     lora_modules: tuple[tuple[str, Path], ...]
     max_batch_tokens: int | None
@@ -100,7 +100,9 @@ def _port(text: str) -> int:
     return port
 
 
-def _count(text: str) -> int:
+def _count(text: str) -> int | None:
+    if text.strip().lower() == "auto":
+        return None
     count = int(text)
     if count < 1:
         raise ValueError(f"{count} is too few: give 1 or more")
@@ -119,6 +121,10 @@ def _folder(text: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{text} is no folder")
     return folder
+
+
+def _place(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def _module(text: str) -> tuple[str, Path]:
@@ -168,7 +174,7 @@ _FLAGS = (
     _Flag("device-memory", _size, "SIZE", "device pool for KV cache and adapters, like 2GiB"),
     _Flag("host-memory", _size, "SIZE", "host memory for adapters"),
     _Flag("disk-memory", _size, "SIZE", "disk space for adapters"),
-    _Flag("cache-dir", str, "DIR", "where adapters are kept on disk", "~/.cache/adex"),
+    _Flag("cache-dir", _place, "DIR", "where adapters are kept on disk (~/.cache/adex)"),
     _Flag(
         "local-adapter-root",
         _folder,
@@ -222,7 +228,7 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         device_memory=values["device-memory"],
         host_memory=values["host-memory"],
         disk_memory=values["disk-memory"],
-        cache_dir=Path(values["cache-dir"]).expanduser().absolute(),
+        cache_dir=values["cache-dir"],
         local_adapter_roots=tuple(roots),
         lora_modules=tuple(modules),
         max_batch_tokens=values["max-batch-tokens"],

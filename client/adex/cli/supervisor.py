@@ -127,11 +127,12 @@ class Supervisor:
                 return
             ended = f"the {role.name} ended with {how_it_ended(code)}"
             if code == EXIT_USAGE:
-                raise CommandError(f"{ended}: it was started wrongly", "its last lines say how")
+                # Its flags or files are wrong and stay wrong, so that another try would be in vain.
+                raise CommandError(f"{ended}: {child.last_line or 'it said nothing'}")
             wait_s = restarts.wait_s(asyncio.get_running_loop().time())
             if wait_s is None:
                 often = f"{self._limits.restarts_max} restarts in {self._limits.window_s:g} s"
-                raise CommandError(f"{ended}, after {often}", "its last lines say why")
+                raise CommandError(f"{ended}, after {often}: {child.last_line}")
             self._tell(f"{ended}; starting it again in {wait_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), wait_s)

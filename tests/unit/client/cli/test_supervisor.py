@@ -113,7 +113,7 @@ async def test_a_child_that_dies_too_often_ends_the_whole_with_the_reason(
 ) -> None:
     world = Stage(stage, stage_environment, worker="die9")
     supervisor = world.supervisor(world.role("scheduler"), world.role("worker"))
-    with pytest.raises(CommandError, match=r"exit code 7, after 2 restarts in 60 s"):
+    with pytest.raises(CommandError, match=r"exit code 7, after 2 restarts in 60 s: something is"):
         await supervisor.run()
     assert sum("worker pid" in line for line in world.noted()) == 3
     assert "worker: something is wrong with this life" in world.lines
@@ -124,7 +124,7 @@ async def test_a_child_that_refuses_its_flags_is_not_started_again(
     stage: Path, stage_environment: dict[str, str]
 ) -> None:
     world = Stage(stage, stage_environment, worker="refuse")
-    with pytest.raises(CommandError, match="exit code 2"):
+    with pytest.raises(CommandError, match="exit code 2: worker says hello"):
         await world.supervisor(world.role("worker")).run()
     assert len(world.noted()) == 1
 
