@@ -42,9 +42,7 @@ def _metaspace() -> FastTokenizer:
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     merges = [("▁", "t"), ("▁", "a"), ("h", "e"), ("▁t", "he"), ("▁", "▁")]
     fast = FastTokenizer(
-        models.BPE(
-            vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
-        )
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
     fast.add_special_tokens(["<s>", "</s>", "<unk>"])
     fast.normalizer = normalizers.Sequence(
@@ -102,13 +100,9 @@ def built(kind: str) -> tuple[FastTokenizer, Tokenizer]:
     return fast, Tokenizer({"tokenizer.json": fast.to_str()})
 
 
-def joined(
-    tokenizer: Tokenizer, prompt: list[int], ids: list[int], *, skip: bool
-) -> str:
+def joined(tokenizer: Tokenizer, prompt: list[int], ids: list[int], *, skip: bool) -> str:
     detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens=skip)
-    return (
-        "".join([detokenizer.push(token_id) for token_id in ids]) + detokenizer.flush()
-    )
+    return "".join([detokenizer.push(token_id) for token_id in ids]) + detokenizer.flush()
 
 
 def without_broken_runs(
@@ -125,8 +119,7 @@ def without_broken_runs(
             run.append(token_id)
             continue
         if token_id >= 0 and (
-            not tokenizer.is_known(token_id)
-            or (skip and tokenizer.is_special(token_id))
+            not tokenizer.is_known(token_id) or (skip and tokenizer.is_special(token_id))
         ):
             continue
         held = bytes(tokenizer.fallback_byte(member) or 0 for member in run)
@@ -171,9 +164,7 @@ def test_any_tokens_give_the_text_the_library_decodes_at_once(
     text=st.text(alphabet=st.sampled_from("the fox.\n ü你🙂x'"), max_size=24),
 )
 @settings(max_examples=100, deadline=None)
-def test_behind_a_prompt_the_text_continues_the_prompt(
-    kind: str, prompt: str, text: str
-) -> None:
+def test_behind_a_prompt_the_text_continues_the_prompt(kind: str, prompt: str, text: str) -> None:
     fast, tokenizer = built(kind)
     before = fast.encode("a " + prompt + " a", add_special_tokens=False).ids
     after = fast.encode(text, add_special_tokens=False).ids
@@ -183,19 +174,13 @@ def test_behind_a_prompt_the_text_continues_the_prompt(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(
-    text=st.text(alphabet=st.sampled_from("the fox,.\n ü你🙂"), min_size=1, max_size=20)
-)
+@given(text=st.text(alphabet=st.sampled_from("the fox,.\n ü你🙂"), min_size=1, max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_the_text_is_what_transformers_decodes(kind: str, text: str) -> None:
     fast, tokenizer = built(kind)
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_object=fast, clean_up_tokenization_spaces=False
-    )
+    theirs = PreTrainedTokenizerFast(tokenizer_object=fast, clean_up_tokenization_spaces=False)
     ids = fast.encode(text).ids
-    assert joined(tokenizer, [], ids, skip=True) == theirs.decode(
-        ids, skip_special_tokens=True
-    )
+    assert joined(tokenizer, [], ids, skip=True) == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:
@@ -203,9 +188,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     ids = fast.encode("🦜").ids
     detokenizer = Detokenizer(tokenizer)
     assert len(ids) > 1
-    assert [detokenizer.push(token_id) for token_id in ids] == [""] * (len(ids) - 1) + [
-        "🦜"
-    ]
+    assert [detokenizer.push(token_id) for token_id in ids] == [""] * (len(ids) - 1) + ["🦜"]
 
 
 def test_a_byte_fallback_run_is_shown_character_by_character() -> None:
@@ -220,10 +203,7 @@ def test_a_broken_byte_fallback_run_keeps_what_was_shown() -> None:
     fast, tokenizer = built("metaspace")
     byte = {value: fast.token_to_id(f"<0x{value:02X}>") for value in range(256)}
     ids = [byte[value] for value in "你".encode()] + [byte[0xFF], byte[0xE4]]
-    assert (
-        joined(tokenizer, fast.encode("a").ids, ids, skip=True)
-        == "你" + REPLACEMENT * 2
-    )
+    assert joined(tokenizer, fast.encode("a").ids, ids, skip=True) == "你" + REPLACEMENT * 2
 
 
 def test_bytes_that_are_no_text_are_not_held_for_ever() -> None:

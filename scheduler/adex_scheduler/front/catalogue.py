@@ -1,9 +1,11 @@
 """The adapters this server can name: aliases, folders under its roots, and those already met."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_scheduler.engine import AdapterStatus
@@ -14,6 +16,9 @@ CONFIG_NAME = "adapter_config.json"
 LISTED_MAX = 10_000
 # How deep below a root adapters are looked for: root/adapter and root/owner/adapter.
 DEPTH_MAX = 2
+
+# Folders are looked through again at most this often, however many ask.
+LISTING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,25 @@ def find_local_adapters(roots: Sequence[str]) -> tuple[str, ...]:
             elif depth < DEPTH_MAX:
                 waiting += [(path, depth + 1) for path in folders]
     return tuple(sorted(set(found)))
+
+
+class LocalAdapters:
+    """The adapters found under the local roots, looked up beside the loop and kept for a while."""
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self._roots = tuple(roots)
+        self._lock = asyncio.Lock()
+        self._found: tuple[str, ...] = ()
+        self._looked_at_s: float | None = None
+
+    async def paths(self) -> tuple[str, ...]:
+        """Absolute paths of the adapters' folders, sorted."""
+        async with self._lock:
+            looked = self._looked_at_s
+            if looked is None or monotonic() - looked > LISTING_SECONDS:
+                self._found = await asyncio.to_thread(find_local_adapters, self._roots)
+                self._looked_at_s = monotonic()
+            return self._found
 
 
 def known_adapters(

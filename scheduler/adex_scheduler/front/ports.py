@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.engine import AdapterStatus, EngineRequest, Piece
+from adex_scheduler.front.catalogue import LocalAdapters
+from adex_scheduler.front.gate import Gate
 from adex_scheduler.front.schema import RequestLimits
 from adex_scheduler.front.tenants import Directory
 from adex_scheduler.text.tokenizer import Tokenizer
@@ -86,3 +88,18 @@ class Serving:
     directory: Directory
     meters: Meters
     options: FrontOptions
+    gate: Gate
+    local_adapters: LocalAdapters
+
+    @classmethod
+    def over(
+        cls,
+        engine: TextEngine,
+        tokenizer: Tokenizer,
+        directory: Directory,
+        meters: Meters,
+        options: FrontOptions,
+    ) -> Self:
+        """The bundle, with the gate and the listing that both doors share."""
+        gate, found = Gate(options.requests_max), LocalAdapters(options.adapter_roots)
+        return cls(engine, tokenizer, directory, meters, options, gate, found)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from adex_proto.errors import AdexError, Overloaded, ServerError
+from adex_proto.errors import AdexError, ServerError
 from adex_scheduler.front import rest_admin, rest_openai, rest_tgi
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.statuses import body_of, headers_of, plain_body, status_of
@@ -29,39 +29,21 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLIENT_GONE = "cancelled"
 
 
-class Gate:
-    """At most so many requests at once; one more is refused rather than queued unseen."""
+def _counted(handler: Handler) -> Handler:
+    """The handler behind the gate."""
 
-    def __init__(self, requests_max: int) -> None:
-        self.requests_max = requests_max
-        self.running = 0
+    async def counted(request: web.Request) -> web.StreamResponse:
+        with request.app[SERVING].gate.entered():
+            return await handler(request)
 
-    def guard(self, handler: Handler) -> Handler:
-        """The handler, counted."""
-
-        async def guarded(request: web.Request) -> web.StreamResponse:
-            if self.running >= self.requests_max:
-                raise Overloaded(
-                    f"{self.running} requests are under way, the most this server takes",
-                    remedy="Try again shortly",
-                    retry_after_s=1.0,
-                )
-            self.running += 1
-            try:
-                return await handler(request)
-            finally:
-                self.running -= 1
-
-        return guarded
+    return counted
 
 
 def create_app(serving: Serving) -> web.Application:
     """The application with all routes. Run it with `handler_cancellation=True`."""
     app = web.Application(middlewares=[_answer], client_max_size=serving.options.body_bytes_max)
     app[SERVING] = serving
-    app[rest_admin.LISTING] = rest_admin.LocalListing(serving.options.adapter_roots)
     app.on_response_prepare.append(_mark)
-    gate = Gate(serving.options.requests_max)
     for path, handler in (
         ("/generate", rest_tgi.generate),
         ("/generate_stream", rest_tgi.generate_stream),
@@ -71,7 +53,7 @@ def create_app(serving: Serving) -> web.Application:
         ("/v1/chat/completions", rest_openai.chat_completions),
         ("/tokenize", rest_tgi.tokenize),
     ):
-        app.router.add_post(path, gate.guard(handler))
+        app.router.add_post(path, _counted(handler))
     for path, handler in (
         ("/", rest_admin.health),
         ("/health", rest_admin.health),

@@ -1,41 +1,13 @@
 """Routes that ask about the server: /v1/models, /info, /health, /metrics."""
 
-import asyncio
-from time import monotonic
-
 from aiohttp import web
 
 from adex_proto.errors import AdapterNotFound
 from adex_proto.outcome import WorkerInfo
-from adex_scheduler.front.catalogue import AdapterCard, find_local_adapters, known_adapters
 from adex_scheduler.front.generation import total_tokens_max
+from adex_scheduler.front.listing import adapter_cards, base_card
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.visit import SERVING, json_reply
-
-# Folders are looked through again at most this often, however many ask.
-LISTING_SECONDS = 5.0
-
-
-class LocalListing:
-    """The adapters found under the local roots, looked up beside the loop and kept for a while."""
-
-    def __init__(self, roots: tuple[str, ...]) -> None:
-        self._roots = roots
-        self._lock = asyncio.Lock()
-        self._found: tuple[str, ...] = ()
-        self._looked_at_s: float | None = None
-
-    async def paths(self) -> tuple[str, ...]:
-        """Absolute paths of the adapters' folders, sorted."""
-        async with self._lock:
-            looked = self._looked_at_s
-            if looked is None or monotonic() - looked > LISTING_SECONDS:
-                self._found = await asyncio.to_thread(find_local_adapters, self._roots)
-                self._looked_at_s = monotonic()
-            return self._found
-
-
-LISTING: web.AppKey[LocalListing] = web.AppKey("listing", LocalListing)
 
 
 async def health(request: web.Request) -> web.StreamResponse:
@@ -95,13 +67,8 @@ def info_of(serving: Serving, worker: WorkerInfo | None) -> dict[str, object]:
 async def models(request: web.Request) -> web.StreamResponse:
     """GET /v1/models: the base model, then every adapter known."""
     serving = request.app[SERVING]
-    cards = await _cards(request)
-    return json_reply(
-        {
-            "object": "list",
-            "data": [base_card(serving), *(adapter_card(serving, card) for card in cards)],
-        }
-    )
+    cards = [base_card(serving), *await adapter_cards(serving)]
+    return json_reply({"object": "list", "data": cards})
 
 
 async def model(request: web.Request) -> web.StreamResponse:
@@ -109,47 +76,11 @@ async def model(request: web.Request) -> web.StreamResponse:
     serving, name = request.app[SERVING], request.match_info["name"]
     if name in serving.directory.base_names and name not in serving.directory.aliases:
         return json_reply({**base_card(serving), "id": name})
-    for card in await _cards(request):
-        if card.name == name:
-            return json_reply(adapter_card(serving, card))
+    for card in await adapter_cards(serving):
+        if card["id"] == name:
+            return json_reply(card)
     raise AdapterNotFound(
         f"no model or adapter named {name!r} is known here",
         field="model",
         remedy="See /v1/models; an adapter that was never asked for may still be served",
     )
-
-
-async def _cards(request: web.Request) -> list[AdapterCard]:
-    serving = request.app[SERVING]
-    paths = await request.app[LISTING].paths()
-    return known_adapters(
-        serving.directory, serving.options.adapter_roots, paths, serving.engine.adapters()
-    )
-
-
-def base_card(serving: Serving) -> dict[str, object]:
-    """The base model as /v1/models lists it."""
-    worker = serving.engine.info
-    return {
-        "id": serving.directory.base_name,
-        "object": "model",
-        "created": serving.options.started_at_s,
-        "owned_by": "adex",
-        "root": serving.options.model_id,
-        "parent": None,
-        "max_model_len": None if worker is None else total_tokens_max(serving, worker),
-    }
-
-
-def adapter_card(serving: Serving, card: AdapterCard) -> dict[str, object]:
-    """One adapter as /v1/models lists it; `bytes` and `rank` are null until it was read."""
-    return {
-        **base_card(serving),
-        "id": card.name,
-        "root": card.root,
-        "parent": serving.directory.base_name,
-        "source": card.source,
-        "tier": card.tier,
-        "bytes": card.bundle_bytes,
-        "rank": card.rank,
-    }

@@ -3,28 +3,19 @@
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from time import monotonic
 
 from aiohttp import web
 
-from adex_proto.adapter import AdapterKey
-from adex_scheduler.engine import EngineRequest
 from adex_scheduler.front import replies_tgi
+from adex_scheduler.front.asking import Ask, ask_of, events, whole
 from adex_scheduler.front.generation import (
-    TGI_FIELDS,
-    Gathered,
-    Timeline,
     gather,
-    pieces_of,
-    prepare,
     worker_of,
 )
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.schema import GenerateRequest
 from adex_scheduler.front.schema_tgi import parse_generate, parse_tokenize
 from adex_scheduler.front.sse import frame
-from adex_scheduler.front.tenants import tenant_of
 from adex_scheduler.front.visit import (
     SERVING,
     Visit,
@@ -34,15 +25,6 @@ from adex_scheduler.front.visit import (
     stream_reply,
     visit_of,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request ready for the engine: as it was asked, with the adapter its name stands for."""
-
-    asked: GenerateRequest
-    request: EngineRequest
-    key: AdapterKey | None
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
@@ -72,67 +54,6 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
         asked.text, asked.add_special_tokens
     )
     return json_reply(replies_tgi.tokenized(asked.text, tokens))
-
-
-async def ask_of(
-    serving: Serving, asked: GenerateRequest, *, request_id: str, credential: str | None
-) -> Ask:
-    """The engine's request for `asked`. Raises ValidationError where it does not fit."""
-    tenant = tenant_of(credential)
-    key = serving.directory.key_of(asked.wish.adapter, tenant)
-    request = await prepare(
-        serving,
-        asked.wish,
-        asked.prompt,
-        TGI_FIELDS,
-        request_id=request_id,
-        tenant=tenant,
-        key=key,
-    )
-    return Ask(asked, request, key)
-
-
-async def events(
-    serving: Serving, ask: Ask, timeline: Timeline, visit: Visit | None = None
-) -> AsyncGenerator[dict[str, object], None]:
-    """The events of a stream, one for each token."""
-    asked, sampling = ask.asked, ask.request.sampling
-    prompt_tokens = len(ask.request.token_ids)
-    text = asked.prompt if asked.return_full_text else ""
-    index = 0
-    async with aclosing(pieces_of(serving, ask.request, timeline)) as pieces:
-        async for piece in pieces:
-            index += 1
-            text += piece.text
-            if visit is not None:
-                visit.new_tokens = index
-            last = piece.finish is not None
-            details = None
-            if last and asked.details:
-                details = replies_tgi.stream_details(
-                    piece, index=index, prompt_tokens=prompt_tokens, sampling=sampling
-                )
-            yield replies_tgi.event(
-                serving.tokenizer,
-                piece,
-                index=index,
-                alternatives=asked.alternatives,
-                generated_text=text if last else None,
-                details=details,
-            )
-
-
-def whole(serving: Serving, ask: Ask, gathered: Gathered) -> dict[str, object]:
-    """The reply that is not streamed."""
-    return replies_tgi.reply(
-        serving.tokenizer,
-        gathered,
-        prefix=ask.asked.prompt if ask.asked.return_full_text else "",
-        prompt_tokens=len(ask.request.token_ids),
-        sampling=ask.request.sampling,
-        details=ask.asked.details,
-        alternatives=ask.asked.alternatives,
-    )
 
 
 async def _ask(request: web.Request, *, stream: bool | None) -> Ask:
@@ -165,8 +86,9 @@ async def _streamed(request: web.Request, ask: Ask) -> web.StreamResponse:
     serving, visit = request.app[SERVING], visit_of(request)
 
     async def frames() -> AsyncGenerator[bytes, None]:
-        async with aclosing(events(serving, ask, visit.timeline, visit)) as told:
+        async with aclosing(events(serving, ask, visit.timeline)) as told:
             async for event in told:
+                visit.new_tokens += 1
                 yield frame(event)
 
     return await stream_reply(request, frames(), _model_headers(serving, ask))

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from adex_proto.errors import ValidationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -13,6 +12,8 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
+
+from adex_proto.errors import ValidationError
 
 REQUIRED = "tokenizer.json"
 OPTIONAL = (

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
+from aiohttp import web
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLost
 from adex_proto.outcome import SampledToken, WorkerInfo
@@ -19,9 +23,6 @@ from adex_scheduler.front.tenants import Directory
 from adex_scheduler.text.detokenize import Detokenizer
 from adex_scheduler.text.stops import StopMatcher
 from adex_scheduler.text.tokenizer import Tokenizer
-from aiohttp import web
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
@@ -125,7 +126,9 @@ class ScriptedEngine:
                 finish = FinishReason.LENGTH
             if finish is not None and not found:
                 text += matcher.push(detokenizer.flush())[0] + matcher.flush()
-            top = tuple((other, -float(other + 1)) for other in range(request.sampling.logprobs or 0))
+            top = tuple(
+                (other, -float(other + 1)) for other in range(request.sampling.logprobs or 0)
+            )
             logprob = None if request.sampling.logprobs is None else -0.5
             special = tokenizer().is_special(token_id)
             shown = tokenizer().token_text(token_id) if special else own
@@ -186,7 +189,7 @@ def serving_of() -> Callable[..., Serving]:
         aliases = {"friendly": AdapterKey("", "local", "/adapters/friendly")}
         directory = Directory(("/models/tiny", "tiny"), aliases)
         front = FrontOptions(model_id="/models/tiny", version="0.1.0", **options)  # type: ignore[arg-type]
-        return Serving(ScriptedEngine(), tokenizer(), directory, CountingMeters(), front)
+        return Serving.over(ScriptedEngine(), tokenizer(), directory, CountingMeters(), front)
 
     return build
 
@@ -215,5 +218,3 @@ def opened() -> Callable[[Serving], AbstractAsyncContextManager[Door]]:
 async def door(serving_of: Callable[..., Serving]) -> AsyncIterator[Door]:
     async with _opened(serving_of()) as opened_door:
         yield opened_door
-
-

@@ -156,7 +156,11 @@ async def test_another_source_reaches_the_worker_in_the_key(door: Any) -> None:
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
 @pytest.mark.parametrize(
     ("adapter", "status", "code"),
-    [("missing", 404, "adapter_not_found"), ("busy", 429, "overloaded"), ("fails", 424, "generation")],
+    [
+        ("missing", 404, "adapter_not_found"),
+        ("busy", 429, "overloaded"),
+        ("fails", 424, "generation"),
+    ],
 )
 async def test_an_error_before_the_first_token_has_its_own_status(
     door: Any, path: str, adapter: str, status: int, code: str

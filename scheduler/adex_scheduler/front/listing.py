@@ -1,0 +1,42 @@
+"""The models and adapters of this server as both doors list them."""
+
+from adex_scheduler.front.catalogue import AdapterCard, known_adapters
+from adex_scheduler.front.generation import total_tokens_max
+from adex_scheduler.front.ports import Serving
+
+
+async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
+    """Every adapter known, as /v1/models lists it."""
+    paths = await serving.local_adapters.paths()
+    cards = known_adapters(
+        serving.directory, serving.options.adapter_roots, paths, serving.engine.adapters()
+    )
+    return [adapter_card(serving, card) for card in cards]
+
+
+def base_card(serving: Serving) -> dict[str, object]:
+    """The base model as /v1/models lists it."""
+    worker = serving.engine.info
+    return {
+        "id": serving.directory.base_name,
+        "object": "model",
+        "created": serving.options.started_at_s,
+        "owned_by": "adex",
+        "root": serving.options.model_id,
+        "parent": None,
+        "max_model_len": None if worker is None else total_tokens_max(serving, worker),
+    }
+
+
+def adapter_card(serving: Serving, card: AdapterCard) -> dict[str, object]:
+    """One adapter as /v1/models lists it; `bytes` and `rank` are null until it was read."""
+    return {
+        **base_card(serving),
+        "id": card.name,
+        "root": card.root,
+        "parent": serving.directory.base_name,
+        "source": card.source,
+        "tier": card.tier,
+        "bytes": card.bundle_bytes,
+        "rank": card.rank,
+    }
