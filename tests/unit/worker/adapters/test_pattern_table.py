@@ -16,7 +16,10 @@ from adex_worker.adapters.core.pattern_table import PatternTable
 ALPHABET = "ab1_.-"
 PIECES = st.recursive(
     st.sampled_from(
-        r"a b 1 _ . \. ^ $ \d \w \D \W \s \S [ab] [^a] [a-b1] [\d.] [_-] [.|&]".split()
+        [
+            *("a", "b", "1", "_", ".", r"\.", "^", "$", r"\d", r"\w", r"\D", r"\W", r"\s", r"\S"),
+            *("[ab]", "[^a]", "[a-b1]", r"[\d.]", "[_-]", "[.|&]"),
+        ]
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4).map("".join),
