@@ -4,12 +4,17 @@ On a CPU with half-precision matrix instructions, a weight laid out once for the
 twice as fast as a plain one, which is reordered in every call.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 # Rows per step that the packed order is chosen for; it is correct for any number.
 _ROWS_EXPECTED = 32
+
+# Not typed upstream.
+_ONEDNN: Any = torch.backends.mkldnn
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -32,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _packs(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available():
+    if not _ONEDNN.is_available():
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
