@@ -128,7 +128,7 @@ class QueryGroup:
         spans = zip(self.last_positions, first_blocks, strict=True)
         blocks = max(last // tokens + 1 - block for last, block in spans)
         numbers = torch.tensor([first_blocks, self.first_positions, self.last_positions])
-        first_block, first, last = numbers.to(device, non_blocking=True).unsqueeze(2)
+        first_block, first, last = uploaded(numbers, device).unsqueeze(2)
         # Padding repeats the sequence's own last page: whatever a foreign one holds, NaN included,
         # would get through a mask that is added.
         columns = torch.minimum(first_block + torch.arange(blocks, device=device), last // tokens)
@@ -180,6 +180,7 @@ class AttentionBatch:
         CPU, padded with anything. `sequence_lens` gives each sequence's whole known length (its
         prompt while that is being prefilled); without it, the context so far.
         """
+        device = torch.device(device)
         starts, lens = list(query_starts), list(context_lens)
         assert len(starts) == len(lens) + 1, "query_starts has one entry more than sequences"
         counts = [stop - start for start, stop in pairwise(starts)]
@@ -194,10 +195,10 @@ class AttentionBatch:
         pages = tables[sequence_of, blocks]
         offsets = positions - blocks * block_tokens
         row_lens = torch.maximum(row_wholes, row_contexts)
-        on_device = tables.to(device, non_blocking=True)
-        rows = torch.stack((pages, offsets, row_lens)).to(device, non_blocking=True)
+        on_device = uploaded(tables, device)
+        rows = uploaded(torch.stack((pages, offsets, row_lens)), device)
         fresh = pages[offsets == 0]
-        fresh_pages = fresh.to(device, non_blocking=True) if len(fresh) else None
+        fresh_pages = uploaded(fresh, device) if len(fresh) else None
         groups = [
             _query_group(members, starts, lens, on_device, block_tokens)
             for members in _members_by_size(counts, lens, block_tokens)
@@ -213,6 +214,13 @@ class AttentionBatch:
             fresh_pages=fresh_pages,
             groups=groups,
         )
+
+
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`, without waiting for what the device still does."""
+    # A copy from memory that is not pinned waits for the stream first.
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def _padded_tables(block_tables: Sequence[Sequence[int]] | Tensor) -> Tensor:
@@ -248,13 +256,11 @@ def _query_group(
         valid = (steps < sizes).view(-1)
         picked = valid.nonzero().view(-1)
         targets = rows[picked]
-        rows, picked, targets = (
-            each.to(device, non_blocking=True) for each in (rows, picked, targets)
-        )
+        rows, picked, targets = (uploaded(each, device) for each in (rows, picked, targets))
     if whole:
         tables = tables[members[0] : members[-1] + 1]
     else:
-        tables = tables[torch.tensor(members).to(device, non_blocking=True)]
+        tables = tables[uploaded(torch.tensor(members), device)]
     return QueryGroup(
         queries=queries,
         row_start=starts[members[0]],
