@@ -23,7 +23,7 @@ from adex_scheduler.front.generation import (
 )
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.replies_openai import Envelope, Json
-from adex_scheduler.front.schema import ChatRequest, CompletionRequest
+from adex_scheduler.front.schema import ChatRequest, CompletionRequest, Prompt
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
 from adex_scheduler.front.sse import DONE, frame
 from adex_scheduler.front.tenants import tenant_of
@@ -117,8 +117,12 @@ async def _begin(request: web.Request, asked: Asked, prefix: str) -> Answering:
     tenant = tenant_of(request.headers.get("authorization"))
     adapter = serving.directory.adapter_of_model(asked.model, asked.source)
     key = serving.directory.key_of(adapter, tenant)
-    chat = isinstance(asked, ChatRequest)
-    prompts = [await rendered(serving, asked)] if chat else asked.prompts
+    prompts: Sequence[Prompt]
+    if isinstance(asked, ChatRequest):
+        # A chat template writes its special tokens itself.
+        prompts, names, add_special_tokens = [await rendered(serving, asked)], CHAT_FIELDS, False
+    else:
+        prompts, names, add_special_tokens = asked.prompts, COMPLETION_FIELDS, True
     sequences: list[EngineRequest] = []
     prompt_tokens = 0
     for index, prompt in enumerate(prompts):
@@ -126,12 +130,11 @@ async def _begin(request: web.Request, asked: Asked, prefix: str) -> Answering:
             serving,
             asked.wish,
             prompt,
-            CHAT_FIELDS if chat else COMPLETION_FIELDS,
+            names,
             request_id=visit.request_id if index == 0 else f"{visit.request_id}.{index}",
             tenant=tenant,
             key=key,
-            # A chat template writes its special tokens itself.
-            add_special_tokens=not chat,
+            add_special_tokens=add_special_tokens,
         )
         prompt_tokens += len(sequence.token_ids)
         sequences += choices_of(sequence, asked.choices)

@@ -1,0 +1,258 @@
+"""What a scheduler is told when it starts: flags, or the environment, read once and checked.
+
+Every flag --some-thing may also be given as ADEX_SOME_THING; the flag wins. Adapters are named by
+--lora-modules name=path, and by LORA_ADAPTERS in the forms TGI knows: `id`, `id@revision`,
+`name=path`, separated by commas.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from adex_proto.adapter import AdapterKey
+from adex_proto.errors import ValidationError
+
+_ALIAS = re.compile(r"([^=@]+)(?:=([^@]+))?(?:@(.+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """Everything a scheduler can be told. None leaves a choice to the worker or the model.
+
+    `grpc_port` None opens no gRPC door. `aliases` maps public adapter names to what they mean.
+    """
+
+    model_id: str
+    revision: str | None
+    served_names: tuple[str, ...]
+    host: str
+    port: int
+    grpc_port: int | None
+    worker: str
+    aliases: Mapping[str, AdapterKey]
+    local_adapter_roots: tuple[str, ...]
+    step_tokens_max: int | None
+    running_max: int | None
+    waiting_max: int
+    requests_max: int
+    stops_max: int
+    choices_max: int
+    new_tokens_default_max: int
+    total_tokens_max: int
+    body_bytes_max: int
+    drain_s: float
+    log_level: str
+
+
+def parse_options(
+    arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+) -> SchedulerOptions:
+    """Read the command line and the environment.
+
+    Raises ValidationError for a bad combination or a missing value; argparse itself ends the
+    process with status 2 for a flag it cannot read.
+    """
+    env = os.environ if environment is None else environment
+    given = _parser(env).parse_args(arguments)
+    if not given.model_id:
+        raise ValidationError(
+            "no model is named",
+            field="model_id",
+            remedy="Give --model-id the folder or hub id that the worker serves",
+        )
+    modules = [part for group in given.lora_modules or [] for part in cast("list[str]", group)]
+    if given.lora_modules is None:
+        modules = _parts(env.get("ADEX_LORA_MODULES", ""), ",")
+    served = cast("list[str]", given.served_model_name or [])
+    roots = given.local_adapter_root or _parts(env.get("ADEX_LOCAL_ADAPTER_ROOT", ""), os.pathsep)
+    return SchedulerOptions(
+        model_id=given.model_id,
+        revision=given.revision or None,
+        served_names=tuple(served or _parts(env.get("ADEX_SERVED_MODEL_NAME", ""), ",")),
+        host=given.host,
+        port=given.port,
+        grpc_port=given.grpc_port,
+        worker=_checked_address(given.worker),
+        aliases=read_aliases(modules, _parts(env.get("LORA_ADAPTERS", ""), ",")),
+        local_adapter_roots=tuple(os.path.abspath(root) for root in roots),
+        step_tokens_max=given.max_batch_tokens,
+        running_max=given.max_sequences,
+        waiting_max=given.max_waiting,
+        requests_max=given.max_concurrent_requests,
+        stops_max=given.max_stop_sequences,
+        choices_max=given.max_choices,
+        new_tokens_default_max=given.default_max_new_tokens,
+        total_tokens_max=given.max_total_tokens or 0,
+        body_bytes_max=given.max_body_bytes,
+        drain_s=given.drain_seconds,
+        log_level=given.log_level.upper(),
+    )
+
+
+def read_aliases(flags: Sequence[str], variable: Sequence[str]) -> Mapping[str, AdapterKey]:
+    """Public names to keys; a name of the flags hides the same one of the environment.
+
+    Raises ValidationError for a form that is not known and for a name given two meanings.
+    """
+    found: dict[str, AdapterKey] = {}
+    for text in flags:
+        name, key = read_alias(text)
+        if found.setdefault(name, key) != key:
+            raise ValidationError(
+                f"--lora-modules gives {name!r} two meanings",
+                field="lora_modules",
+                remedy="Give each name one path",
+            )
+    for text in variable:
+        name, key = read_alias(text)
+        found.setdefault(name, key)
+    return found
+
+
+def read_alias(text: str) -> tuple[str, AdapterKey]:
+    """One adapter in the form `name=path`, `id` or `id@revision`.
+
+    A path is made absolute where it exists here; another one is left to the worker's roots.
+    """
+    match = _ALIAS.fullmatch(text.strip())
+    if match is None:
+        raise ValidationError(
+            f"invalid LoRA adapter format: {text!r}",
+            field="lora_modules",
+            remedy="Write name=path, or an id",
+        )
+    name, path, revision = match[1].strip(), (match[2] or match[1]).strip(), match[3] or ""
+    if match[2] is not None and revision:
+        raise ValidationError(
+            f"the adapter {text!r} is a path with a revision, but a path has none",
+            field="lora_modules",
+            remedy="Leave out what follows @, or give each version a folder of its own",
+        )
+    if revision:
+        return name, AdapterKey("", "hub", path, revision)
+    place = Path(path).expanduser()
+    return name, AdapterKey("", "local", os.path.abspath(place) if place.is_dir() else path)
+
+
+def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adex-scheduler",
+        description="One scheduler: REST and gRPC for callers, plans for a worker.",
+        epilog="Each flag may also be given in the environment: --model-id as ADEX_MODEL_ID.",
+    )
+
+    def add(flag: str, default: str, text: str, **options: Any) -> None:
+        # argparse converts string defaults like arguments, so the environment is checked as well.
+        name = "ADEX_" + flag.removeprefix("--").replace("-", "_").upper()
+        said = env.get(name, default)
+        # Kubernetes sets ADEX_PORT=tcp://... in every pod beside a service named adex.
+        said = default if said.startswith("tcp://") else said
+        shown = f" [{default}]" if default else ""
+        parser.add_argument(flag, default=said, help=text + shown, **options)
+
+    count: dict[str, Any] = {"type": _argument(_count), "metavar": "N"}
+    automatic: dict[str, Any] = {"type": _argument(_count_or_auto), "metavar": "N"}
+    port: dict[str, Any] = {"type": _argument(_port), "metavar": "PORT"}
+    add("--model-id", "", "the base model: the folder or hub id that the worker serves")
+    add("--revision", "", "branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--served-model-name", action="append", help="a public name of the base model (repeatable)"
+    )
+    add("--host", "127.0.0.1", "address to listen at; 0.0.0.0 for containers")
+    add("--port", "8080", "port of the REST API, 0 for any free one", **port)
+    add(
+        "--grpc-port",
+        "9090",
+        "port of the gRPC API, 0 for any free one, off for none",
+        type=_argument(_port_or_off),
+        metavar="PORT",
+    )
+    add("--worker", "127.0.0.1:50051", "where the worker listens: host:port or unix:///path")
+    parser.add_argument(
+        "--lora-modules",
+        action="append",
+        nargs="+",
+        metavar="NAME=PATH",
+        help="an adapter to serve under a name (repeatable; also from LORA_ADAPTERS)",
+    )
+    parser.add_argument(
+        "--local-adapter-root",
+        action="append",
+        metavar="DIR",
+        help="a folder of the worker's whose adapters /v1/models lists (repeatable)",
+    )
+    add("--max-batch-tokens", "auto", "tokens in one step at most", **automatic)
+    add("--max-sequences", "auto", "sequences in one step at most", **automatic)
+    add("--max-waiting", "1024", "sequences that may wait; more are refused", **count)
+    add("--max-concurrent-requests", "1024", "requests under way; more are refused", **count)
+    add("--max-stop-sequences", "16", "stop sequences of one request", **count)
+    add("--max-choices", "16", "sequences of one request: prompts times `n`", **count)
+    add("--default-max-new-tokens", "2048", "new tokens where a request names no number", **count)
+    add("--max-total-tokens", "auto", "prompt and output of one sequence", **automatic)
+    add("--max-body-bytes", "2000000", "bytes of one request", **count)
+    add("--drain-seconds", "30", "how long running requests may finish", type=_argument(_seconds))
+    levels = ("debug", "info", "warning", "error")
+    add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
+    return parser
+
+
+def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """`parse` with its ValueError in the words argparse shows."""
+
+    def convert(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _count(text: str) -> int:
+    count = int(text) if text.strip().isdecimal() else 0
+    if count < 1:
+        raise ValueError(f"{text!r} is no positive whole number")
+    return count
+
+
+def _count_or_auto(text: str) -> int | None:
+    return None if text.strip().lower() == "auto" else _count(text)
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.strip().isdecimal() else -1
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{text!r} is no port: they go from 0 (any free one) to 65535")
+    return port
+
+
+def _port_or_off(text: str) -> int | None:
+    return None if text.strip().lower() == "off" else _port(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86400:
+        raise ValueError(f"{text!r} is no number of seconds from 0 to 86400")
+    return seconds
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _checked_address(address: str) -> str:
+    port = address.rpartition(":")[2]
+    if address.startswith("unix:///") and len(address) > len("unix:///"):
+        return address
+    if not address.startswith("unix:") and ":" in address and port.isdecimal():
+        return address
+    raise ValidationError(
+        f"--worker {address!r} is no address",
+        field="worker",
+        remedy="Write host:port, for example 127.0.0.1:50051, or unix:///path",
+    )
