@@ -1,18 +1,18 @@
 """Where every matrix of an adapter lies in its packed bundle: the one form it has in every tier.
 
-A bundle is one run of elements of the serving dtype. For each layer, and within it for each group of
-linears that share their input (q|k|v, o, gate|up, down), it holds first the A matrices of the group's
-modules stacked along the rank, [sum of ranks, in], then one B matrix per module, stored [rank, out].
-So one product with the stacked A serves the whole group, and both matrices stream along their long
-side. Only ranks that exist take room; a module an adapter lacks takes none. The LoRA scale is folded
-into B in float32 before the cast.
+A bundle is one run of elements of the serving dtype. For each layer, and within it for each group
+of linears that share their input (q|k|v, o, gate|up, down), it holds first the A matrices of the
+group's modules stacked along the rank, [sum of ranks, in], then one B matrix per module, stored
+[rank, out]. So one product with the stacked A serves the whole group, and both matrices stream
+along their long side. Only ranks that exist take room; a module an adapter lacks takes none. The
+LoRA scale is folded into B in float32 before the cast.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-# Matrices start on 64-byte lines for elements of two bytes or more, so that vector loads are aligned.
+# Matrices start on 64-byte lines for elements of two bytes or more, so vector loads are aligned.
 ALIGN_ELEMENTS = 32
 
 
@@ -95,7 +95,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class GroupExtent:
-    """One group of one layer: the stacked A, [rank_total, in_features] at `a_offset`, and its slices."""
+    """One group of one layer: slices, and the stacked A, [rank_total, in_features], at `a_offset`."""
 
     a_offset: int
     rank_total: int
@@ -105,7 +105,7 @@ class GroupExtent:
 
 @dataclass(frozen=True, slots=True)
 class BundleLayout:
-    """The whole bundle: `groups[layer * len(Group) + group]` is None where the adapter has nothing."""
+    """The whole bundle; `groups[layer * len(Group) + group]` is None where nothing is adapted."""
 
     groups: tuple[GroupExtent | None, ...]
     elements: int

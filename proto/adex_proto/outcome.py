@@ -10,8 +10,8 @@ from adex_proto.errors import AdexError
 class SampledToken:
     """The token one sequence gained in a step.
 
-    `logprob` and `alternatives` (token, logprob; most probable first) only where asked for; both are
-    of the model's own distribution, before penalties, bias, temperature and filters.
+    `logprob` and `alternatives` (token, logprob; most probable first) only where asked for; both
+    are of the model's own distribution, before penalties, bias, temperature and filters.
     """
 
     sequence: int

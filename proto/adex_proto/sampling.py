@@ -25,10 +25,11 @@ class SamplingParams:
     """One sequence's sampling, validated where it is built.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 switch their filter
-    off; penalties are off at 1 (repetition) and 0 (frequency, presence). `seed` is always given: the
-    token drawn at each position is a function of it, the position and the logits alone.
+    off; penalties are off at 1 (repetition) and 0 (frequency, presence). `seed` is always given:
+    the token drawn at each position is a function of it, the position and the logits alone.
     `logprobs` None reports none; n reports the chosen token's and the n most probable ones'.
-    `stop_token_ids` end the sequence besides the model's own end tokens, which `ignore_eos` disables.
+    `stop_token_ids` end the sequence besides the model's own end tokens, which `ignore_eos`
+    disables.
     """
 
     max_new_tokens: int

@@ -1,9 +1,14 @@
 """Every dataclass of the wire survives the trip through bytes, and nothing else does."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from adex_proto import codec
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import ERRORS_BY_CODE, AdexError, ProtocolViolation, error_of
@@ -23,8 +28,6 @@ from adex_proto.outcome import (
 )
 from adex_proto.plan import Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
 from adex_proto.sampling import LOGIT_BIAS_MAX, SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 INT32, INT64 = st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -133,13 +136,10 @@ def test_what_goes_up_arrives_as_it_was(up: codec.Up) -> None:
 def test_bytes_of_a_stranger_are_refused_or_read_but_never_crash(wire: bytes) -> None:
     try:
         message = codec.ToWorkerMessage.FromString(wire)
-    except Exception as error:  # protobuf's own DecodeError, which gRPC answers for us
-        assert type(error).__name__ == "DecodeError"
+    except DecodeError:  # which gRPC answers for us
         return
-    try:
+    with suppress(ProtocolViolation):
         codec.decode_to_worker(message)
-    except ProtocolViolation as violation:
-        assert violation.message
 
 
 def test_a_message_without_a_kind_is_a_protocol_violation() -> None:

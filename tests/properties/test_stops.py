@@ -1,9 +1,9 @@
 """Stop strings: what a plain search over the whole text finds, however the text was cut."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
-
-from itertools import pairwise
 
 from adex_scheduler.text.stops import StopMatcher
 

@@ -72,8 +72,8 @@ class ChatTemplate:
             extensions=[GenerationTag, loopcontrols],
         )
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        names: dict[str, Any] = environment.globals
+        names.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if with_tools is None else _compile(environment, with_tools)
 
