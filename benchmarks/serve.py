@@ -1,10 +1,11 @@
 """Output tokens per second, TTFT and inter-token time, beside transformers + PEFT in the same run.
 
-    python benchmarks/serve.py [--dtype bfloat16] [--rounds 3] [--streams 1 8 32] [--adapters 0 1 8 32]
+    python benchmarks/serve.py [--dtype bfloat16] [--rounds 3] [--streams 1 8] [--adapters 0 1 8]
 
-Our server runs as users run it, `adex serve` over loopback; PEFT runs its mixed batch in a process of
-its own. The two take turns, round by round, on the same prompts (64 tokens in, 64 out), and neither
-works while the other is measured. Prints the table, writes it with a plot under benchmarks/results/.
+Our server runs as users run it, `adex serve` over loopback; PEFT runs its mixed batch in a process
+of its own. The two take turns, round by round, on the same prompts (64 tokens in, 64 out), and
+neither works while the other is measured. Prints the table, writes it with a plot under
+benchmarks/results/.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from fixture import VOCABULARY, adapter_name, prepare
 from load import Load, Timings, run_round
 from report import Cell, Key, plot, table
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 HERE = Path(__file__).resolve().parent
 PROMPT_TOKENS = 64
@@ -187,8 +189,8 @@ def _heading(options: argparse.Namespace) -> str:
     return (
         f"# Serving beside transformers + PEFT, {datetime.now(UTC):%Y-%m-%d}\n\n"
         f"{_cpu_name()}, {os.cpu_count()} cores, torch {version('torch')}, {options.dtype}; "
-        f"commit {commit}. 88 M parameters, ranks 8/16/32 on all linears, {PROMPT_TOKENS} tokens in, "
-        f"{NEW_TOKENS} out, greedy; medians of {options.rounds} interleaved rounds.\n\n"
+        f"commit {commit}. 88 M parameters, ranks 8/16/32 on all linears, {PROMPT_TOKENS} tokens "
+        f"in, {NEW_TOKENS} out, greedy; medians of {options.rounds} interleaved rounds.\n\n"
         f"    python benchmarks/serve.py --dtype {options.dtype} --rounds {options.rounds}\n"
     )
 

@@ -95,7 +95,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class GroupExtent:
-    """One group of one layer: the stacked A, [rank_total, in_features] at `a_offset`, and the Bs."""
+    """One group of one layer: its slices, and its stacked A [rank_total, in_features]."""
 
     a_offset: int
     rank_total: int
