@@ -1,0 +1,1 @@
+"""Holds the base model, its KV cache and the adapters, and carries out steps."""
