@@ -1,0 +1,164 @@
+"""Adapters by name and by content: what is known of each, and where its bytes are."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import Enum
+
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
+from adex_proto.errors import AdexError
+from adex_scheduler.core.sequence import Sequence
+
+
+class Residence(Enum):
+    """Where an adapter version is on its way between the tiers.
+
+    The disk always has it (a version that leaves the disk is forgotten). STAGING, PLACING (room is
+    being made), PAGING_IN and the LEAVING ones are moves that the worker has not answered yet.
+    """
+
+    DISK = "disk"
+    STAGING = "staging"
+    HOST = "host"
+    PLACING = "placing"
+    PAGING_IN = "paging_in"
+    DEVICE = "device"
+    LEAVING_DEVICE = "leaving_device"
+    LEAVING_HOST = "leaving_host"
+    LEAVING_DISK = "leaving_disk"
+
+
+MOVES: dict[Residence, frozenset[Residence]] = {
+    Residence.DISK: frozenset({Residence.STAGING, Residence.LEAVING_DISK}),
+    Residence.STAGING: frozenset({Residence.HOST, Residence.DISK}),
+    Residence.HOST: frozenset({Residence.PLACING, Residence.LEAVING_HOST}),
+    Residence.PLACING: frozenset({Residence.PAGING_IN}),
+    Residence.PAGING_IN: frozenset({Residence.DEVICE, Residence.HOST}),
+    Residence.DEVICE: frozenset({Residence.LEAVING_DEVICE}),
+    Residence.LEAVING_DEVICE: frozenset({Residence.HOST, Residence.LEAVING_HOST, Residence.DISK}),
+    Residence.LEAVING_HOST: frozenset({Residence.DISK}),
+    Residence.LEAVING_DISK: frozenset(),
+}
+
+_TIERS = {
+    Residence.HOST: Tier.HOST,
+    Residence.PLACING: Tier.HOST,
+    Residence.PAGING_IN: Tier.HOST,
+    Residence.LEAVING_HOST: Tier.HOST,
+    Residence.DEVICE: Tier.DEVICE,
+    Residence.LEAVING_DEVICE: Tier.DEVICE,
+    Residence.LEAVING_DISK: Tier.ABSENT,
+}
+
+
+class HostCopy(Enum):
+    """Whether host memory holds the bundle; beside a device copy it may go on its own."""
+
+    NONE = "none"
+    HELD = "held"
+    LEAVING = "leaving"
+
+
+@dataclass(slots=True, eq=False)
+class Adapter:
+    """One version: its bytes, its place, its pins, and who waits for it.
+
+    `pins` counts the sequences whose steps may use the device copy. `waiting` holds the others that
+    are bound to this version, by number. While PLACING, `missing` counts the evictions whose pages
+    it still waits for.
+    """
+
+    version: AdapterVersion
+    pages: int
+    residence: Residence = Residence.DISK
+    host: HostCopy = HostCopy.NONE
+    slot: int = 0
+    first_page: int = -1
+    pins: int = 0
+    missing: int = 0
+    claimed_by: "Adapter | None" = None
+    """The adapter whose room this one's eviction makes."""
+    retries: int = 0
+    used_at: float = 0.0
+    waiting: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
+    names: dict[AdapterKey, None] = field(default_factory=dict[AdapterKey, None])
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def users(self) -> int:
+        """Living sequences bound to this version."""
+        return self.pins + len(self.waiting)
+
+    @property
+    def tier(self) -> Tier:
+        """The nearest tier that holds it for certain."""
+        return _TIERS.get(self.residence, Tier.DISK)
+
+    @property
+    def stop_page(self) -> int:
+        return self.first_page + self.pages
+
+    def first_waiting(self) -> int:
+        """The number of the oldest sequence that waits for it."""
+        return min(self.waiting)
+
+    def move(self, to: Residence) -> None:
+        """Go on to another residence; only what MOVES allows."""
+        assert to in MOVES[self.residence], f"{self.digest}: {self.residence} -> {to}"
+        self.residence = to
+
+
+@dataclass(slots=True, eq=False)
+class Alias:
+    """A name: what it was last resolved to, or why it could not be, and who waits to learn it."""
+
+    key: AdapterKey
+    digest: str | None = None
+    resolved_at: float = 0.0
+    fetching: bool = False
+    error: AdexError | None = None
+    failed_until: float = 0.0
+    waiting: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
+
+
+class Names:
+    """All names requests have used lately. Bounded: the longest unused are forgotten first."""
+
+    def __init__(self, aliases_max: int) -> None:
+        self._aliases_max = aliases_max
+        self._aliases: OrderedDict[AdapterKey, Alias] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._aliases)
+
+    def get(self, key: AdapterKey) -> Alias | None:
+        """The name as it is known, if it is."""
+        return self._aliases.get(key)
+
+    def all(self) -> list[Alias]:
+        """Every name, the longest unused first."""
+        return list(self._aliases.values())
+
+    def use(self, key: AdapterKey) -> tuple[Alias, list[Alias]]:
+        """The name, known from now on, and the names forgotten in its favour.
+
+        Names somebody waits for stay, so there may be as many more than `aliases_max`.
+        """
+        alias = self._aliases.get(key)
+        if alias is not None:
+            self._aliases.move_to_end(key)
+            return alias, []
+        alias = self._aliases[key] = Alias(key)
+        forgotten: list[Alias] = []
+        for _ in range(len(self._aliases) - 1):
+            if len(self._aliases) <= self._aliases_max:
+                break
+            oldest_key, oldest = next(iter(self._aliases.items()))
+            if oldest.fetching or oldest.waiting:
+                self._aliases.move_to_end(oldest_key)
+            else:
+                del self._aliases[oldest_key]
+                forgotten.append(oldest)
+        return alias, forgotten

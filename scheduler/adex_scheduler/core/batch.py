@@ -1,0 +1,298 @@
+"""What one step computes: every running decode, then prefill chunks, then new admissions.
+
+A sequence's part is planned from counts alone, so a step can be planned before the outcome of the
+one before it is known. Blocks are taken as positions are planned. When they run out, idle prefixes
+go first, then idle adapters, then the newest running sequences, which are computed again later; the
+oldest running sequence is never preempted, so it always comes to its end.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from adex_proto.outcome import WorkerInfo
+from adex_proto.plan import NewSequence, Span, StepPlan
+from adex_scheduler.core.block_table import Blocks
+from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants
+from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.paging import Paging
+from adex_scheduler.core.residency import Residency
+from adex_scheduler.core.sequence import Sequence, Stage
+from adex_scheduler.core.tiers import Tiers
+
+
+@dataclass(slots=True)
+class Flight:
+    """A plan that was sent and not answered. `samples` counts the tokens it will yield."""
+
+    step: int
+    decodes: list[Sequence] = field(default_factory=list[Sequence])
+    prefills: list[tuple[Sequence, int, bool]] = field(
+        default_factory=list[tuple[Sequence, int, bool]]
+    )
+    finished: list[Sequence] = field(default_factory=list[Sequence])
+    samples: int = 0
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making."""
+
+    tokens_left: int
+    flight: Flight
+    arrived: list[NewSequence] = field(default_factory=list[NewSequence])
+    spans: list[Span] = field(default_factory=list[Span])
+    pages_short: int = 0
+
+
+class Batch:
+    """The running sequences of one worker and the steps in flight."""
+
+    def __init__(
+        self,
+        info: WorkerInfo,
+        limits: Limits,
+        *,
+        blocks: Blocks,
+        tiers: Tiers,
+        residency: Residency,
+        paging: Paging,
+        tenants: Tenants,
+        first_step: int,
+    ) -> None:
+        self.step_tokens_max = min(info.step_tokens_max, limits.step_tokens_max or 2**31)
+        self.running_max = min(
+            info.step_sequences_max, limits.running_max or 2**31, self.step_tokens_max
+        )
+        self._watermark = int(info.pages * limits.watermark_fraction)
+        self._limits = limits
+        self._blocks = blocks
+        self._tiers = tiers
+        self._residency = residency
+        self._paging = paging
+        self._tenants = tenants
+        self.decoding: dict[int, Sequence] = {}
+        self.prefilling: dict[int, Sequence] = {}
+        self.leaving: list[Sequence] = []
+        self.flights: deque[Flight] = deque()
+        self.next_step = first_step
+        self.promised = 0
+        self.preemptions = 0
+        self._awaited = 0
+        self._short = 0
+
+    @property
+    def running(self) -> int:
+        """Sequences that have a part in the steps."""
+        return len(self.decoding) + len(self.prefilling)
+
+    @property
+    def keep_pages(self) -> int:
+        """Pages that page-ins must leave: promised, short of, awaited, and kept for growth."""
+        watermark = self._watermark if self.running else 0
+        return self.promised + self._short + self._awaited + watermark
+
+    def form(self, now: float) -> StepPlan | None:
+        """Plan the next step and count it as in flight; None where there is nothing to do."""
+        draft = Draft(self.step_tokens_max, Flight(self.next_step))
+        self._decode(draft)
+        if self.prefilling:
+            self._prefill(draft)
+        if draft.pages_short:
+            self._make_pages(draft)
+        else:
+            self._admit(draft, now)
+        flight = draft.flight
+        self._short = draft.pages_short
+        flight.finished, self.leaving = self._split_leaving(draft)
+        if not draft.spans and not flight.finished:
+            return None
+        for sequence in flight.finished:
+            sequence.on_worker = False
+        self.next_step += 1
+        self.flights.append(flight)
+        finished = tuple([sequence.number for sequence in flight.finished])
+        return StepPlan(flight.step, tuple(draft.arrived), tuple(draft.spans), finished)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A running sequence has no part in later steps; the next plan lists it as finished."""
+        self.decoding.pop(sequence.number, None)
+        self.prefilling.pop(sequence.number, None)
+        self.promised -= sequence.promised
+        sequence.promised = 0
+        self.leaving.append(sequence)
+
+    # Parts of a plan.
+
+    def _decode(self, draft: Draft) -> None:
+        """One token for every sequence whose known tokens are all planned."""
+        block_tokens = self._blocks.block_tokens
+        spans, decodes = draft.spans, draft.flight.decodes
+        needing: list[Sequence] = []
+        for number, sequence in self.decoding.items():
+            if sequence.left:
+                start = sequence.planned
+                if start == len(sequence.blocks) * block_tokens:
+                    needing.append(sequence)
+                    continue
+                spans.append(Span(number, start, 1, True))
+                sequence.planned = start + 1
+                sequence.left -= 1
+                sequence.pending += 1
+                decodes.append(sequence)
+        if needing:
+            self._decode_into_new_blocks(draft, needing)
+        draft.tokens_left -= len(decodes)
+        draft.flight.samples += len(decodes)
+
+    def _decode_into_new_blocks(self, draft: Draft, needing: list[Sequence]) -> None:
+        available = self._blocks.available
+        if len(needing) > available:
+            # The oldest go on; the others miss this step.
+            needing.sort(key=lambda sequence: sequence.number)
+            draft.pages_short += len(needing) - available
+            del needing[available:]
+        pages = self._blocks.take(len(needing))
+        assert pages is not None
+        for sequence, page in zip(needing, pages, strict=True):
+            sequence.blocks.append(page)
+            draft.spans.append(Span(sequence.number, sequence.planned, 1, True, (page,)))
+            sequence.planned += 1
+            sequence.left -= 1
+            sequence.pending += 1
+            draft.flight.decodes.append(sequence)
+
+    def _prefill(self, draft: Draft) -> None:
+        """The next chunk of every prompt under way, in the order of their admission."""
+        for sequence in list(self.prefilling.values()):
+            if draft.tokens_left == 0:
+                return
+            self._plan_chunk(draft, sequence, ())
+
+    def _plan_chunk(self, draft: Draft, sequence: Sequence, adopted: tuple[int, ...]) -> None:
+        """As many of the sequence's known tokens as the step and the pages have room for."""
+        start = sequence.planned
+        known = len(sequence.tokens)
+        count = min(known - start, draft.tokens_left)
+        wanted = self._blocks.blocks_for(start + count) - len(sequence.blocks)
+        granted = min(wanted, self._blocks.available)
+        if granted < wanted:
+            draft.pages_short += wanted - granted
+            room = (len(sequence.blocks) + granted) * self._blocks.block_tokens
+            count = min(count, room - start)
+            if count <= 0:
+                return
+        pages = self._blocks.take(granted)
+        assert pages is not None
+        sequence.blocks.extend(pages)
+        self.promised -= min(granted, sequence.promised)
+        sequence.promised = max(sequence.promised - granted, 0)
+        samples = start + count == known
+        new_blocks = (*adopted, *pages)
+        draft.spans.append(Span(sequence.number, start, count, samples, new_blocks))
+        draft.flight.prefills.append((sequence, start + count, samples))
+        draft.tokens_left -= count
+        sequence.planned = start + count
+        if samples:
+            sequence.left -= 1
+            sequence.pending += 1
+            draft.flight.samples += 1
+            del self.prefilling[sequence.number]
+            self.decoding[sequence.number] = sequence
+
+    def _admit(self, draft: Draft, now: float) -> None:
+        """Let ready sequences begin, in fair order, until the step or the device is full."""
+        self._awaited = 0
+        ready = self._tiers.ready
+        while draft.tokens_left and self.running < self.running_max and ready:
+            held_for = self._paging.held_for
+            sequence = ready.first() if held_for is None else held_for
+            if sequence is None or sequence not in ready:
+                return
+            tokens = sequence.tokens
+            matched = self._blocks.match((sequence.tenant, sequence.digest), tokens)
+            need = self._blocks.blocks_for(len(tokens)) - len(matched)
+            watermark = self._watermark if self.running else 0
+            idle = self._blocks.idle_among(matched)
+            short = need + idle + watermark + self.promised - self._blocks.available
+            if short > 0:
+                self._awaited = need
+                # With nothing running, nothing else would ever give pages back.
+                self._paging.relinquish(
+                    short,
+                    wanted=self.running == 0 and not self.flights,
+                    spare=self._paging.adapter_of(sequence),
+                )
+                return
+            self._begin(draft, sequence, now)
+            self._blocks.adopt(sequence, matched)
+            sequence.promised = need
+            self.promised += need
+            self._plan_chunk(draft, sequence, tuple(sequence.blocks))
+            assert sequence.planned > len(matched) * self._blocks.block_tokens
+
+    def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
+        tenant = self._tenants[sequence.tenant]
+        blocked = self._paging.blocked
+        unfair = blocked is not None and tenant.served >= self._tenants[blocked.tenant].served
+        self._paging.note_admission(sequence, unfair=unfair)
+        self._tenants.end_waiting(tenant)
+        # A preempted sequence is computed again at our expense, not its tenant's.
+        charge = 0.0 if sequence.began else PROMPT_TOKEN_WEIGHT * len(sequence.prompt)
+        self._tenants.serve(tenant, charge)
+        self._residency.pin(sequence, now)
+        sequence.move(Stage.RUNNING)
+        known = sequence.prompt if sequence.outputs == 0 else tuple(sequence.tokens)
+        sequence.began = sequence.on_worker = True
+        self.prefilling[sequence.number] = sequence
+        draft.arrived.append(
+            NewSequence(
+                sequence.number, known, len(sequence.prompt), sequence.slot, sequence.sampling
+            )
+        )
+
+    # When pages run out.
+
+    def _make_pages(self, draft: Draft) -> None:
+        """Have pages come back for the sequences that missed this step.
+
+        In order: adapters nobody wants, adapters someone waits for, the newest running sequences,
+        and at last the adapter that is held for the longest bypassed one.
+        """
+        short = draft.pages_short - sum(len(sequence.blocks) for sequence in self._on_their_way())
+        if short <= 0:
+            return
+        held = self._paging.adapter_of(self._paging.held_for)
+        self._paging.relinquish(short, wanted=True, spare=held)
+        short -= self._tiers.pages_leaving
+        while short > 0 and self.running > 1:
+            newest = max(self._newest(self.decoding), self._newest(self.prefilling))
+            sequence = self.decoding.get(newest) or self.prefilling[newest]
+            short -= len(sequence.blocks)
+            self._preempt(sequence)
+        if short > 0:
+            self._paging.relinquish(short + self._tiers.pages_leaving, wanted=True)
+
+    def _split_leaving(self, draft: Draft) -> tuple[list[Sequence], list[Sequence]]:
+        """Those this plan may list as finished, and those preempted after it had planned for them.
+
+        A plan finishes sequences before it computes, so the latter are left to the next one.
+        """
+        if not draft.pages_short:
+            return self.leaving, []
+        planned = {span.sequence for span in draft.spans}
+        now = [sequence for sequence in self.leaving if sequence.number not in planned]
+        return now, [sequence for sequence in self.leaving if sequence.number in planned]
+
+    def _on_their_way(self) -> list[Sequence]:
+        """Sequences whose blocks come back when steps that are planned already retire."""
+        return [*self.leaving, *(s for flight in self.flights for s in flight.finished)]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        sequence.move(Stage.PREEMPTED)
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self.leave(sequence)
+
+    @staticmethod
+    def _newest(group: dict[int, Sequence]) -> int:
+        return max(group, default=-1)

@@ -1,0 +1,246 @@
+"""What must hold after every event. For tests: each check visits everything."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
+from adex_scheduler.core.fairness import Line
+from adex_scheduler.core.sequence import Sequence, Stage
+from adex_scheduler.core.state import SchedulerCore
+
+_WAITING = (Stage.WAITING, Stage.WAITING_ADAPTER)
+_ON_DEVICE = (Residence.PAGING_IN, Residence.DEVICE, Residence.LEAVING_DEVICE)
+_HAS_SLOT = (Residence.PLACING, *_ON_DEVICE)
+
+
+def check(core: SchedulerCore) -> None:
+    """Raise AssertionError, naming the culprit, unless the core's books agree with each other."""
+    _check_pages(core)
+    _check_prefixes(core)
+    _check_adapters(core)
+    _check_ledgers(core)
+    _check_idle_groups(core)
+    _check_names(core)
+    _check_sequences(core)
+    _check_queues(core)
+    _check_steps(core)
+
+
+def _check_pages(core: SchedulerCore) -> None:
+    """Every page has one owner: it is free, an adapter's, a sequence's, or a shared block's."""
+    owners: dict[int, str] = {}
+
+    def own(page: int, owner: str) -> None:
+        assert page not in owners, f"page {page}: {owners[page]} and {owner}"
+        owners[page] = owner
+
+    for start, stop in core.pool.free:
+        for page in range(start, stop):
+            own(page, "free")
+    for adapter in core.tiers.adapters.values():
+        for page in _pages_of(core, adapter):
+            own(page, f"adapter {adapter.digest}")
+    for node in core.blocks.nodes:
+        own(node.page, f"shared block {node.number}")
+    for sequence in core.sequences.values():
+        for index, page in enumerate(sequence.blocks):
+            shared = sequence.nodes[index] if index < len(sequence.nodes) else None
+            if shared is None:
+                own(page, f"sequence {sequence.number}")
+            else:
+                assert shared.page == page, f"{sequence.number}: block {index}"
+    missing = set(range(core.pool.pages)) - owners.keys()
+    assert not missing, f"pages lost: {sorted(missing)[:10]} of {len(missing)}"
+    assert len(owners) == core.pool.pages
+
+
+def _pages_of(core: SchedulerCore, adapter: Adapter) -> Iterator[int]:
+    """The pages an adapter owns; while it is being placed, not those of victims still there."""
+    if adapter.residence not in _HAS_SLOT:
+        assert adapter.first_page == -1
+        return
+    victims = [v for v in core.tiers.adapters.values() if v.claimed_by is adapter]
+    assert len(victims) == adapter.missing
+    for page in range(adapter.first_page, adapter.stop_page):
+        if not any(victim.first_page <= page < victim.stop_page for victim in victims):
+            yield page
+
+
+def _check_prefixes(core: SchedulerCore) -> None:
+    users = Counter(
+        node.number for s in core.sequences.values() for node in s.nodes if node is not None
+    )
+    loose = {page for start, stop in core.pool.loose for page in range(start, stop)}
+    free = {page for start, stop in core.pool.free for page in range(start, stop)}
+    idle: set[int] = set()
+    for node in core.blocks.nodes:
+        assert node.users == users[node.number], f"shared block {node.number}"
+        if node.users == 0:
+            idle.add(node.page)
+    assert loose == free | idle
+    assert core.blocks.pages_idle == len(idle)
+    assert len({node.number for node in core.blocks.nodes}) == len(core.blocks.nodes)
+
+
+def _check_adapters(core: SchedulerCore) -> None:
+    pins: Counter[str] = Counter()
+    waiting: dict[str, set[int]] = {}
+    for sequence in core.sequences.values():
+        if sequence.digest:
+            if sequence.stage in _WAITING:
+                waiting.setdefault(sequence.digest, set()).add(sequence.number)
+            else:
+                pins[sequence.digest] += 1
+    for adapter in core.tiers.adapters.values():
+        assert adapter.pins == pins[adapter.digest], f"pins of {adapter.digest}"
+        assert adapter.waiting.keys() == waiting.get(adapter.digest, set())
+        if adapter.pins:
+            assert adapter.residence is Residence.DEVICE, f"{adapter.digest} is pinned"
+        if adapter.claimed_by is not None:
+            assert adapter.residence is Residence.LEAVING_DEVICE
+        if adapter.residence in (Residence.HOST, Residence.PLACING, Residence.PAGING_IN):
+            assert adapter.host is HostCopy.HELD, f"{adapter.digest} is read from host memory"
+    used = [a.slot for a in core.tiers.adapters.values() if a.residence in _HAS_SLOT]
+    assert sorted([*used, *core.tiers.slots_free]) == list(range(1, core.info.slots_max + 1))
+
+
+def _check_ledgers(core: SchedulerCore) -> None:
+    tiers, everyone = core.tiers, list(core.tiers.adapters.values())
+
+    def total(*residences: Residence) -> int:
+        return sum(a.version.bundle_bytes for a in everyone if a.residence in residences)
+
+    def count(*residences: Residence) -> int:
+        return sum(a.residence in residences for a in everyone)
+
+    on_host = sum(a.version.bundle_bytes for a in everyone if a.host is not HostCopy.NONE)
+    leaving = sum(a.version.bundle_bytes for a in everyone if a.host is HostCopy.LEAVING)
+    assert tiers.disk_bytes == sum(a.version.bundle_bytes for a in everyone)
+    assert tiers.disk_leaving_bytes == total(Residence.LEAVING_DISK)
+    assert tiers.host_bytes == on_host + total(Residence.STAGING)
+    assert tiers.host_leaving_bytes == leaving
+    assert tiers.host_bytes <= core.info.host_bytes
+    assert tiers.slots_leaving == count(Residence.LEAVING_DEVICE)
+    assert tiers.staging == count(Residence.STAGING) <= core.limits.stages_max
+    assert tiers.paging_in == count(Residence.PLACING, Residence.PAGING_IN)
+    assert tiers.paging_in <= core.limits.page_ins_max
+    fetching = sum(alias.fetching for alias in core.residency.names.all())
+    assert core.residency.fetching == fetching <= core.limits.fetches_max
+    unclaimed = 0
+    for adapter in everyone:
+        if adapter.residence is Residence.LEAVING_DEVICE:
+            claimant = adapter.claimed_by
+            taken: set[int] = set()
+            if claimant is not None:
+                taken = set(range(claimant.first_page, claimant.stop_page))
+            unclaimed += len(set(range(adapter.first_page, adapter.stop_page)) - taken)
+    assert tiers.pages_leaving == unclaimed
+
+
+def _check_idle_groups(core: SchedulerCore) -> None:
+    tiers = core.tiers
+    for adapter in tiers.adapters.values():
+        on_device = adapter.residence is Residence.DEVICE
+        unpinned = on_device and adapter.pins == 0
+        assert (adapter.digest in tiers.device_idle) == (unpinned and not adapter.waiting)
+        assert (adapter.digest in tiers.device_wanted) == (unpinned and bool(adapter.waiting))
+        spare = on_device or (adapter.residence is Residence.HOST and adapter.users == 0)
+        held = adapter.host is HostCopy.HELD
+        assert (adapter.digest in tiers.host_idle) == (spare and held)
+        unused = adapter.residence is Residence.DISK and adapter.users == 0
+        assert (adapter.digest in tiers.disk_idle) == unused
+    for group in (tiers.device_idle, tiers.device_wanted, tiers.host_idle, tiers.disk_idle):
+        assert group.keys() <= tiers.adapters.keys()
+
+
+def _check_names(core: SchedulerCore) -> None:
+    if not core.connected:
+        return
+    means: dict[str, set[str]] = {}
+    for alias in core.residency.names.all():
+        for number in alias.waiting:
+            assert core.sequences[number].digest == ""
+        if alias.digest is not None:
+            assert not alias.waiting
+            means.setdefault(alias.digest, set()).add(str(alias.key))
+    for adapter in core.tiers.adapters.values():
+        assert {str(key) for key in adapter.names} == means.pop(adapter.digest, set())
+    assert not means, f"names of versions nobody holds: {means}"
+    busy = core.limits.waiting_max + core.info.step_sequences_max + core.limits.fetches_max
+    assert len(core.residency.names) <= core.limits.aliases_max + busy
+
+
+def _check_sequences(core: SchedulerCore) -> None:
+    for number, sequence in core.sequences.items():
+        assert sequence.number == number
+        assert sequence.stage is not Stage.ENDED
+        room = len(sequence.blocks) * core.info.block_tokens
+        assert sequence.computed <= sequence.planned <= room or not sequence.blocks
+        assert sequence.outputs <= sequence.sampling.max_new_tokens
+        assert 0 <= sequence.left <= sequence.sampling.max_new_tokens
+        if sequence.stage in _WAITING:
+            assert not sequence.blocks
+            assert not sequence.on_worker
+            assert sequence.pending == sequence.promised == 0
+        if sequence.stage is Stage.RUNNING:
+            planned_for = sequence.outputs + sequence.pending + sequence.left
+            assert planned_for == sequence.sampling.max_new_tokens
+
+
+def _check_queues(core: SchedulerCore) -> None:
+    tiers = core.tiers
+    standing = Counter(s.number for line in tiers.lines for s in line.members())
+    for sequence in core.sequences.values():
+        expected = _expected_line(core, sequence)
+        count = standing.pop(sequence.number, 0)
+        assert count == (expected is not None), f"{sequence.number} stands in {count} lines"
+        assert expected is None or sequence in expected
+        assert (sequence in tiers.ready) == (sequence.stage is Stage.WAITING), (
+            f"{sequence.number} is {sequence.stage}"
+        )
+    assert not standing, f"strangers in line: {standing}"
+    waiting = Counter(s.tenant for s in core.sequences.values() if s.stage in _WAITING)
+    living = Counter(s.tenant for s in core.sequences.values())
+    assert core.tenants.waiting == sum(waiting.values())
+    for tenant, count in living.items():
+        assert core.tenants[tenant].live == count
+        assert core.tenants[tenant].waiting == waiting[tenant]
+
+
+def _expected_line(core: SchedulerCore, sequence: Sequence) -> Line | None:
+    tiers = core.tiers
+    if sequence.stage not in _WAITING or not core.connected:
+        return None
+    if sequence.key is None:
+        return tiers.ready
+    if not sequence.digest:
+        alias = core.residency.names.get(sequence.key)
+        assert alias is not None
+        assert sequence.number in alias.waiting
+        return None if alias.fetching else tiers.to_fetch
+    lines = {
+        Residence.DEVICE: tiers.ready,
+        Residence.HOST: tiers.to_page_in,
+        Residence.DISK: tiers.to_stage,
+    }
+    return lines.get(tiers.adapters[sequence.digest].residence)
+
+
+def _check_steps(core: SchedulerCore) -> None:
+    batch = core.batch
+    running = {n for n, s in core.sequences.items() if s.stage is Stage.RUNNING}
+    assert batch.decoding.keys() | batch.prefilling.keys() == running
+    assert not batch.decoding.keys() & batch.prefilling.keys()
+    assert batch.running <= batch.running_max
+    assert len(batch.flights) <= core.limits.plans_in_flight_max
+    assert batch.promised == sum(s.promised for s in core.sequences.values())
+    leaving = {n for n, s in core.sequences.items() if s.stage in (Stage.PREEMPTED, Stage.ENDING)}
+    fenced = [*batch.leaving, *(s for flight in batch.flights for s in flight.finished)]
+    numbers = [sequence.number for sequence in fenced]
+    assert len(numbers) == len(set(numbers)), "a sequence leaves twice"
+    assert set(numbers) == leaving
+    steps = [flight.step for flight in batch.flights]
+    assert steps == list(range(batch.next_step - len(steps), batch.next_step))
+    if core.connected and not batch.flights:
+        # Nothing in flight means nothing will come of itself: no part of a step may be left over.
+        assert not batch.leaving

@@ -1,0 +1,51 @@
+"""Every limit the core works under, in one frozen value."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the core may hold, wait for and keep in flight. None: as much as the worker can."""
+
+    waiting_max: int = 1024
+    """Sequences that may wait, all tenants together; more are refused as Overloaded."""
+    waiting_tenant_max: int = 1024
+    """Sequences that may wait for one tenant."""
+    running_max: int | None = None
+    """Sequences that may run at once, at most the worker's `step_sequences_max`."""
+    prompt_tokens_max: int | None = None
+    step_tokens_max: int | None = None
+    """Tokens one step computes, at most the worker's `step_tokens_max`."""
+    plans_in_flight_max: int = 2
+    """Steps sent and not answered: 2 lets the worker start the next one without waiting."""
+    fetches_max: int = 8
+    stages_max: int = 4
+    page_ins_max: int = 2
+    """Moves in flight towards each tier; more only queue on the same link."""
+    move_retries_max: int = 2
+    alias_ttl_s: float = 5.0
+    """An adapter name resolved longer ago is resolved again beside the request that uses it."""
+    failure_ttl_s: float = 2.0
+    """How long a name that could not be resolved fails at once instead of being tried again."""
+    aliases_max: int = 200_000
+    tenants_max: int = 100_000
+    """Names and tenants remembered; the longest unused are forgotten first."""
+    wait_s_max: float = 300.0
+    """A sequence that has not begun by then fails."""
+    worker_wait_s_max: float = 30.0
+    """How long a sequence outlives the loss of its worker without another one coming."""
+    bypass_max: int = 64
+    """Younger sequences admitted past one whose adapter finds no room, until all must wait."""
+    watermark_fraction: float = 0.01
+    """Share of the pages that admission leaves free, so that running sequences can grow."""
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or isinstance(value, bool):
+                continue
+            if value < 0 or (isinstance(value, int) and value == 0 and "retries" not in field.name):
+                raise ValueError(f"{field.name} must be positive, got {value}")
+        if self.watermark_fraction >= 0.5:
+            raise ValueError(f"watermark_fraction must be below 0.5, got {self.watermark_fraction}")

@@ -1,0 +1,252 @@
+"""What sequences want of adapters: names resolved, versions bound, device copies pinned.
+
+A name is an alias: a request binds to the version it means at that moment and keeps it. A name
+resolved longer ago than `alias_ttl_s` is resolved again beside the request, never before it.
+`failed` collects the sequences that an event has doomed; they stand nowhere any more.
+"""
+
+from collections import OrderedDict
+
+from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.errors import AdapterTooLarge, AdexError, CallerError, SourceUnavailable
+from adex_proto.outcome import Evicted, Fetched, FetchFailed, Held, MoveFailed
+from adex_proto.plan import Fetch
+from adex_scheduler.core.adapters import Adapter, Alias, Names, Residence
+from adex_scheduler.core.instructions import Outbox, Send
+from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.sequence import Sequence
+from adex_scheduler.core.tiers import Tiers
+
+
+class Residency:
+    """Names and bindings of the sequences, over the tiers of one worker."""
+
+    def __init__(self, limits: Limits, tiers: Tiers, out: Outbox) -> None:
+        self.names = Names(limits.aliases_max)
+        self.stale: OrderedDict[AdapterKey, Alias] = OrderedDict()
+        self.failed: list[tuple[Sequence, AdexError]] = []
+        self.fetching = 0
+        self._limits = limits
+        self._tiers = tiers
+        self._out = out
+
+    # What sequences ask for.
+
+    def want(self, sequence: Sequence, now: float) -> AdexError | None:
+        """Let a sequence that stands nowhere wait for what it needs, or say why it never can."""
+        if sequence.key is None:
+            self._tiers.stand(sequence, self._tiers.ready)
+            return None
+        alias, forgotten = self.names.use(sequence.key)
+        for other in forgotten:
+            self._drop_meaning(other)
+            self.stale.pop(other.key, None)
+        if alias.digest is not None:
+            if now - alias.resolved_at >= self._limits.alias_ttl_s and not alias.fetching:
+                self.stale[alias.key] = alias
+            return self._bind(sequence, self._tiers.adapters[alias.digest], now)
+        if alias.error is not None and now < alias.failed_until:
+            return alias.error
+        self._await_meaning(sequence, alias)
+        return None
+
+    def rejoin(self, sequence: Sequence) -> None:
+        """Let a preempted sequence wait again, for the version it began with."""
+        if sequence.digest:
+            self._tiers.wait(sequence, self._tiers.adapters[sequence.digest])
+        else:
+            self._tiers.stand(sequence, self._tiers.ready)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Take a waiting sequence out of everything it stands in."""
+        self._tiers.leave(sequence)
+        if sequence.digest:
+            adapter = self._tiers.adapters[sequence.digest]
+            del adapter.waiting[sequence.number]
+            self._tiers.settle(adapter)
+        elif sequence.key is not None:
+            alias = self.names.get(sequence.key)
+            assert alias is not None
+            del alias.waiting[sequence.number]
+
+    def pin(self, sequence: Sequence, now: float) -> None:
+        """A ready sequence begins to run: its adapter may not leave the device."""
+        self._tiers.ready.remove(sequence)
+        if sequence.digest:
+            adapter = self._tiers.adapters[sequence.digest]
+            assert adapter.residence is Residence.DEVICE
+            del adapter.waiting[sequence.number]
+            adapter.pins += 1
+            adapter.used_at = now
+            sequence.slot = adapter.slot
+            self._tiers.settle(adapter)
+
+    def unpin(self, sequence: Sequence, now: float) -> None:
+        """No step touches the sequence any more."""
+        if sequence.digest:
+            adapter = self._tiers.adapters[sequence.digest]
+            assert adapter.pins > 0
+            adapter.pins -= 1
+            adapter.used_at = now
+            self._tiers.settle(adapter)
+
+    def _bind(self, sequence: Sequence, adapter: Adapter, now: float) -> AdexError | None:
+        error = self._too_large(sequence, adapter)
+        if error is None:
+            adapter.used_at = now
+            self._tiers.wait(sequence, adapter)
+        return error
+
+    def _too_large(self, sequence: Sequence, adapter: Adapter) -> AdexError | None:
+        info = self._tiers.info
+        size = adapter.version.bundle_bytes
+        if size > info.host_bytes:
+            return AdapterTooLarge(
+                f"The adapter takes {size} bytes, host memory for adapters has {info.host_bytes}",
+                field="adapter_id",
+                remedy="Use an adapter of lower rank, or give the worker more host memory",
+            )
+        blocks = self._tiers.blocks.blocks_for(sequence.positions_max)
+        if adapter.pages + blocks > info.pages:
+            return AdapterTooLarge(
+                f"The adapter takes {adapter.pages} pages and the request up to {blocks}, the "
+                f"device has {info.pages}",
+                field="adapter_id",
+                remedy="Send a shorter prompt or fewer max_new_tokens, or use a smaller adapter",
+            )
+        return None
+
+    def _await_meaning(self, sequence: Sequence, alias: Alias) -> None:
+        alias.waiting[sequence.number] = sequence
+        self._tiers.stand(sequence, None if alias.fetching else self._tiers.to_fetch)
+
+    # Resolving names.
+
+    def begin_fetch(self, alias: Alias) -> None:
+        """Have the name resolved; those who wait for it leave the line."""
+        alias.fetching = True
+        self.fetching += 1
+        self.stale.pop(alias.key, None)
+        for number in sorted(alias.waiting):
+            self._tiers.leave(alias.waiting[number])
+        self._out.commands.append(Send(Fetch(alias.key)))
+
+    def on_fetched(self, event: Fetched, now: float) -> None:
+        """The name has a version now; whoever waited for the name waits for the version."""
+        alias = self._fetching_alias(event.key)
+        if alias is None:
+            return
+        self._tiers.counters.fetches += 1
+        adapter = self._tiers.register(event.version)
+        if alias.digest != adapter.digest:
+            self._drop_meaning(alias)
+            alias.digest = adapter.digest
+            adapter.names[alias.key] = None
+        alias.resolved_at = now
+        alias.error = None
+        for sequence in _take_all(alias.waiting):
+            error = self._bind(sequence, adapter, now)
+            if error is not None:
+                self.failed.append((sequence, error))
+
+    def on_fetch_failed(self, event: FetchFailed, now: float) -> None:
+        """Fail exactly those who waited for the name; remember the error for a short while."""
+        alias = self._fetching_alias(event.key)
+        if alias is None:
+            return
+        self._tiers.counters.fetch_failures += 1
+        if alias.digest is not None and not isinstance(event.error, CallerError):
+            # Its source does not answer: the version known so far serves until it does.
+            alias.resolved_at = now
+            return
+        self._drop_meaning(alias)
+        self._remember_failure(alias, event.error, now)
+        self.failed.extend((sequence, event.error) for sequence in _take_all(alias.waiting))
+
+    def _fetching_alias(self, key: AdapterKey) -> Alias | None:
+        alias = self.names.get(key)
+        if alias is None or not alias.fetching:
+            self._tiers.counters.strays += 1
+            return None
+        alias.fetching = False
+        self.fetching -= 1
+        return alias
+
+    def _remember_failure(self, alias: Alias, error: AdexError, now: float) -> None:
+        alias.error = error
+        alias.failed_until = now + self._limits.failure_ttl_s
+
+    def _drop_meaning(self, alias: Alias) -> None:
+        if alias.digest is not None:
+            self._tiers.adapters[alias.digest].names.pop(alias.key, None)
+            alias.digest = None
+
+    # Versions that go wrong or go away.
+
+    def on_move_failed(self, event: MoveFailed, now: float) -> None:
+        """A failed move is tried again a few times; then it fails those who wait for it."""
+        adapter = self._tiers.on_move_failed(event)
+        if adapter is None or adapter.retries <= self._limits.move_retries_max:
+            return
+        adapter.retries = 0
+        for sequence in _take_all(adapter.waiting):
+            self._tiers.leave(sequence)
+            self.failed.append((sequence, event.error))
+        self._tiers.settle(adapter)
+        if event.tier is Tier.HOST and not adapter.users:
+            # The copy on disk may be what is broken: the next request fetches it anew.
+            for alias in self._unname(adapter):
+                self._remember_failure(alias, event.error, now)
+            self._tiers.evict_disk(adapter)
+
+    def evict_disk(self, adapter: Adapter) -> None:
+        """Send an unused version away for good; its names mean nothing until resolved again."""
+        self._unname(adapter)
+        self._tiers.evict_disk(adapter)
+
+    def on_evicted(self, event: Evicted, now: float) -> None:
+        """After the last copy: whoever was bound to it meanwhile waits for the name again."""
+        adapter = self._tiers.on_evicted(event)
+        if adapter is None:
+            return
+        self._unname(adapter)
+        self._tiers.remove(adapter)
+        for sequence in _take_all(adapter.waiting):
+            self._tiers.leave(sequence)
+            sequence.digest = ""
+            error: AdexError | None = SourceUnavailable("The adapter's version is gone")
+            if not sequence.began:
+                error = self.want(sequence, now)
+            if error is not None:
+                self.failed.append((sequence, error))
+
+    def _unname(self, adapter: Adapter) -> list[Alias]:
+        aliases = [alias for key in adapter.names if (alias := self.names.get(key)) is not None]
+        for alias in aliases:
+            alias.digest = None
+            self.stale.pop(alias.key, None)
+        adapter.names.clear()
+        return aliases
+
+    # The worker comes and goes.
+
+    def take_over(self, held: tuple[Held, ...]) -> None:
+        """Know what a worker holds when its stream opens. No sequence stands anywhere yet."""
+        self.fetching = 0
+        self.stale.clear()
+        for copy in held:
+            self._tiers.register(copy.version, on_host=copy.tier is Tier.HOST)
+        for alias in self.names.all():
+            alias.fetching = False
+            alias.waiting.clear()
+            adapter = self._tiers.adapters.get(alias.digest or "")
+            alias.digest = adapter.digest if adapter else None
+            if adapter:
+                adapter.names[alias.key] = None
+
+
+def _take_all(waiting: dict[int, Sequence]) -> list[Sequence]:
+    """The sequences by number; the dictionary is empty afterwards."""
+    taken = [waiting[number] for number in sorted(waiting)]
+    waiting.clear()
+    return taken

@@ -1,0 +1,136 @@
+"""Sequence: one generation's tokens, blocks and lifecycle as a transition table."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from adex_proto.adapter import AdapterKey
+from adex_proto.sampling import FinishReason, SamplingParams
+
+
+class Stage(Enum):
+    """Where a sequence is in its life.
+
+    WAITING_ADAPTER: its adapter is not on the device. WAITING: nothing but room keeps it from
+    running. RUNNING: has blocks and a part in the steps. PREEMPTED: gave its place up, and waits
+    for the steps that still touch its blocks. ENDING: answered, and waits likewise. ENDED: gone.
+    """
+
+    WAITING_ADAPTER = "waiting_adapter"
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+TRANSITIONS: dict[Stage, frozenset[Stage]] = {
+    Stage.WAITING_ADAPTER: frozenset({Stage.WAITING, Stage.ENDED}),
+    Stage.WAITING: frozenset({Stage.RUNNING, Stage.WAITING_ADAPTER, Stage.ENDED}),
+    # Only the loss of the worker takes a sequence from RUNNING straight back to waiting, or out.
+    Stage.RUNNING: frozenset(
+        {Stage.PREEMPTED, Stage.ENDING, Stage.WAITING, Stage.WAITING_ADAPTER, Stage.ENDED}
+    ),
+    Stage.PREEMPTED: frozenset({Stage.WAITING, Stage.WAITING_ADAPTER, Stage.ENDING, Stage.ENDED}),
+    Stage.ENDING: frozenset({Stage.ENDED}),
+    Stage.ENDED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One full block that other sequences may share: its page, and how many use it.
+
+    `number` is what the blocks after it are keyed by; it is never used twice.
+    """
+
+    number: int
+    key: "BlockKey"
+    page: int
+    users: int
+
+
+# Where a chain of blocks begins: the tenant and the adapter's digest ("" for the base model).
+Root = tuple[str, str]
+# What comes before the block, and the block's own tokens. Compared in full: no hash can collide.
+BlockKey = tuple[int | Root, tuple[int, ...]]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The tokens of one generation and how far the worker has come with them.
+
+    Positions [0, computed) are in the KV cache for certain; [0, planned) once the steps in flight
+    have retired. `left` counts the tokens that may still be planned for, `pending` those planned
+    and not yet known. `blocks` are pages in order; the first `len(nodes)` were offered for sharing
+    (None: an equal block was there already, so this one stays private).
+    """
+
+    number: int
+    tenant: str
+    key: AdapterKey | None
+    sampling: SamplingParams
+    prompt: tuple[int, ...]
+    arrived_at: float
+    ends: frozenset[int]
+    """Tokens that end the sequence."""
+    tokens: list[int]
+    left: int
+    stage: Stage = Stage.WAITING_ADAPTER
+    digest: str = ""
+    slot: int = 0
+    planned: int = 0
+    computed: int = 0
+    pending: int = 0
+    promised: int = 0
+    """Blocks that admission counted on for the tokens known, and that are not taken yet."""
+    blocks: list[int] = field(default_factory=list[int])
+    nodes: list[Node | None] = field(default_factory=list[Node | None])
+    chain: int | Root = ("", "")
+    on_worker: bool = False
+    """The worker knows this sequence: some plan named it and none has listed it as finished."""
+    began: bool = False
+    preemptions: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Tokens generated and known."""
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def positions_max(self) -> int:
+        """Positions it computes at most: the last token's own is never needed."""
+        return len(self.prompt) + self.sampling.max_new_tokens - 1
+
+    def move(self, to: Stage) -> None:
+        """Go on to another stage; only what TRANSITIONS allows."""
+        assert to in TRANSITIONS[self.stage], f"{self.number}: {self.stage} -> {to}"
+        self.stage = to
+
+    def reason_to_end(self, eos: frozenset[int]) -> FinishReason | None:
+        """Why the last known token ends the sequence, if it does.
+
+        An end token at the last allowed position counts as the end token, not as the length.
+        """
+        last = self.tokens[-1]
+        if last in self.ends:
+            is_eos = last in eos and not self.sampling.ignore_eos
+            return FinishReason.EOS if is_eos else FinishReason.STOP
+        if self.outputs >= self.sampling.max_new_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def start_over(self) -> None:
+        """The worker that knew the sequence is gone: it waits as if it had just arrived."""
+        self.blocks.clear()
+        self.rewind()
+        self.digest = ""
+        self.began = False
+
+    def rewind(self) -> None:
+        """Forget what the worker computed: all known tokens are to be computed again."""
+        assert not self.blocks
+        self.planned = self.computed = self.pending = self.promised = 0
+        self.left = self.sampling.max_new_tokens - self.outputs
+        self.slot = 0
+        self.nodes.clear()
+        self.on_worker = False

@@ -1,0 +1,388 @@
+"""SchedulerCore.handle(event, now) -> instructions: the only way anything here changes.
+
+One core drives one worker. It knows no clock, no chance and no I/O: equal events at equal times
+give equal instructions. Each event first changes the books, then whatever has become possible is
+begun: steps and moves of adapters, up to the bounds on what may be in flight.
+"""
+
+from collections import deque
+from typing import assert_never
+
+from adex_proto.errors import AdexError, Overloaded, SourceUnavailable, WorkerLost
+from adex_proto.outcome import (
+    Evicted,
+    Fetched,
+    FetchFailed,
+    Hello,
+    Moved,
+    MoveFailed,
+    StepOutcome,
+    WorkerInfo,
+)
+from adex_proto.sampling import FinishReason
+from adex_scheduler.core.adapters import Adapter, Alias
+from adex_scheduler.core.admission import length_refusal, queue_refusal
+from adex_scheduler.core.batch import Batch
+from adex_scheduler.core.block_table import Blocks
+from adex_scheduler.core.events import (
+    Arrived,
+    Cancelled,
+    Drained,
+    Event,
+    StopFound,
+    Ticked,
+    WorkerGone,
+    WorkerReady,
+)
+from adex_scheduler.core.fairness import Tenants
+from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Outbox, SendPlan
+from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.outcomes import apply_outcome
+from adex_scheduler.core.paging import Paging
+from adex_scheduler.core.pool import PagePool
+from adex_scheduler.core.residency import Residency
+from adex_scheduler.core.sequence import Sequence, Stage
+from adex_scheduler.core.statistics import CoreStatistics, Counters, statistics_of
+from adex_scheduler.core.tiers import Tiers
+
+# How much one finish moves the estimate of how often a place in the queue comes free.
+_FINISH_RATE_SMOOTHING = 0.1
+
+
+class SchedulerCore:
+    """All decisions for one worker. The shell calls `handle` and reads; nobody else changes it."""
+
+    def __init__(self, info: WorkerInfo, limits: Limits) -> None:
+        self.limits = limits
+        self.tenants = Tenants(limits.tenants_max)
+        self.counters = Counters()
+        self.sequences: dict[int, Sequence] = {}
+        self.connected = False
+        self._out = Outbox()
+        self.tiers = Tiers(self.tenants, self._out)
+        self.residency = Residency(limits, self.tiers, self._out)
+        self._deadlines: deque[tuple[float, int]] = deque()
+        self._last_number = -1
+        self._draining = False
+        self._gone_at = 0.0
+        self._finished_at: float | None = None
+        self._seconds_per_finish = 0.0
+        self._open(info, first_step=0)
+
+    def _open(self, info: WorkerInfo, first_step: int) -> None:
+        """Begin anew with a worker that holds nothing."""
+        self.info = info
+        self._eos = frozenset(info.eos_token_ids)
+        self.pool = PagePool(info.pages)
+        self.blocks = Blocks(self.pool, info.block_tokens, share=self.limits.prefix_cache)
+        self.tiers.open(info, self.pool, self.blocks)
+        self.paging = Paging(self.limits, self.residency, self.tiers)
+        self.batch = Batch(
+            info,
+            self.limits,
+            blocks=self.blocks,
+            tiers=self.tiers,
+            residency=self.residency,
+            paging=self.paging,
+            tenants=self.tenants,
+            first_step=first_step,
+        )
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take in one fact and say what to do about it. `now` never goes back.
+
+        What a caller did wrong becomes a Fail, what the worker did wrong a Disconnect.
+        """
+        self._take_in(event, now)
+        if self.residency.failed:
+            for sequence, error in self.residency.failed:
+                self._refuse(sequence, error)
+            self.residency.failed.clear()
+        if self.connected:
+            self._go_on(now)
+        return self._out.take()
+
+    def statistics(self) -> CoreStatistics:
+        """An immutable picture of the present. Visits every adapter."""
+        return statistics_of(
+            self.counters,
+            sequences=len(self.sequences),
+            waiting=self.tenants.waiting,
+            connected=self.connected,
+            batch=self.batch,
+            blocks=self.blocks,
+            pool=self.pool,
+            tiers=self.tiers,
+            residency=self.residency,
+        )
+
+    def named_adapters(self) -> list[tuple[Alias, Adapter]]:
+        """Every name that means a version now, the longest unused first."""
+        return [
+            (alias, self.tiers.adapters[alias.digest])
+            for alias in self.residency.names.all()
+            if alias.digest in self.tiers.adapters
+        ]
+
+    def digest_of(self, number: int) -> str | None:
+        """The version a living sequence is bound to, "" for none yet or the base model."""
+        sequence = self.sequences.get(number)
+        return sequence.digest if sequence else None
+
+    def _go_on(self, now: float) -> None:
+        """Begin what has become possible."""
+        batch = self.batch
+        while len(batch.flights) < self.limits.plans_in_flight_max:
+            plan = batch.form(now)
+            if plan is None:
+                break
+            self._out.plans.append(SendPlan(plan))
+        self.paging.keep_pages = batch.keep_pages
+        self.paging.advance()
+
+    def _take_in(self, event: Event, now: float) -> None:
+        match event:
+            case Arrived():
+                self._on_arrived(event, now)
+            case Cancelled():
+                self.counters.cancelled += self._end_early(event.number)
+            case StopFound():
+                if self._end_early(event.number):
+                    self._count_finish(FinishReason.STOP, now)
+            case Ticked():
+                self._on_tick(now)
+            case WorkerReady():
+                self._on_worker_ready(event.hello, now)
+            case WorkerGone():
+                self._on_worker_gone(event.reason, now)
+            case Drained():
+                self._draining = True
+            case _:
+                if self.connected:
+                    self._on_answer(event, now)
+                else:
+                    # An answer that was under way when the stream broke.
+                    self.counters.strays += 1
+
+    def _on_answer(
+        self,
+        event: StepOutcome | Fetched | FetchFailed | Moved | MoveFailed | Evicted,
+        now: float,
+    ) -> None:
+        match event:
+            case StepOutcome():
+                self._on_outcome(event, now)
+            case Fetched():
+                self.residency.on_fetched(event, now)
+            case FetchFailed():
+                self.residency.on_fetch_failed(event, now)
+            case Moved():
+                self.tiers.on_moved(event)
+            case MoveFailed():
+                self.residency.on_move_failed(event, now)
+            case Evicted():
+                self.residency.on_evicted(event, now)
+            case _:
+                assert_never(event)
+
+    # Requests.
+
+    def _on_arrived(self, event: Arrived, now: float) -> None:
+        assert event.number > self._last_number, f"{event.number} after {self._last_number}"
+        self._last_number = event.number
+        self.counters.arrived += 1
+        sampling = event.sampling
+        error = length_refusal(
+            event.token_ids, sampling.max_new_tokens, info=self.info, limits=self.limits
+        ) or queue_refusal(
+            limits=self.limits,
+            waiting=self.tenants.waiting,
+            waiting_tenant=self.tenants.waiting_of(event.tenant),
+            draining=self._draining,
+            seconds_per_finish=self._seconds_per_finish,
+        )
+        if error is not None:
+            self.counters.refused[error.code] += 1
+            self._out.answers.append(Fail(event.number, error))
+            return
+        ends = frozenset(sampling.stop_token_ids)
+        sequence = Sequence(
+            number=event.number,
+            tenant=event.tenant,
+            key=event.key,
+            sampling=sampling,
+            prompt=event.token_ids,
+            arrived_at=now,
+            ends=ends if sampling.ignore_eos else ends | self._eos,
+            tokens=list(event.token_ids),
+            left=sampling.max_new_tokens,
+        )
+        self.sequences[event.number] = sequence
+        self.tenants.begin_waiting(self.tenants.enter(event.tenant))
+        self._deadlines.append((now + self.limits.wait_s_max, event.number))
+        if self.connected:
+            self._want(sequence, now)
+
+    def _want(self, sequence: Sequence, now: float) -> None:
+        error = self.residency.want(sequence, now)
+        if error is not None:
+            self._refuse(sequence, error)
+
+    def _end_early(self, number: int) -> bool:
+        """End a sequence nobody wants more tokens of; whether there was one to end."""
+        sequence = self.sequences.get(number)
+        if sequence is None or sequence.stage is Stage.ENDING:
+            return False
+        if sequence.stage is Stage.RUNNING:
+            self.batch.leave(sequence)
+        if sequence.stage in (Stage.RUNNING, Stage.PREEMPTED):
+            sequence.move(Stage.ENDING)
+        else:
+            self._stop_waiting(sequence)
+        return True
+
+    def _stop_waiting(self, sequence: Sequence) -> None:
+        """End a waiting sequence, which may stand somewhere."""
+        if self.connected:
+            self.residency.withdraw(sequence)
+        self._forget_waiting(sequence)
+
+    def _forget_waiting(self, sequence: Sequence) -> None:
+        self.paging.note_gone(sequence)
+        self.tenants.end_waiting(self.tenants[sequence.tenant])
+        self._forget(sequence)
+
+    def _refuse(self, sequence: Sequence, error: AdexError) -> None:
+        """Fail a waiting sequence that stands nowhere."""
+        self._forget_waiting(sequence)
+        self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, error: AdexError) -> None:
+        counter = self.counters.failed if sequence.outputs else self.counters.refused
+        counter[error.code] += 1
+        self._out.answers.append(Fail(sequence.number, error))
+
+    def _forget(self, sequence: Sequence) -> None:
+        sequence.move(Stage.ENDED)
+        self.tenants[sequence.tenant].live -= 1
+        del self.sequences[sequence.number]
+
+    def _count_finish(self, reason: FinishReason, now: float) -> None:
+        self.counters.finished[reason.value] += 1
+        if self._finished_at is not None:
+            gap = now - self._finished_at
+            self._seconds_per_finish += _FINISH_RATE_SMOOTHING * (gap - self._seconds_per_finish)
+        self._finished_at = now
+
+    # Steps.
+
+    def _on_outcome(self, outcome: StepOutcome, now: float) -> None:
+        flights = self.batch.flights
+        if not flights or flights[0].step != outcome.step:
+            awaited = flights[0].step if flights else "none"
+            complaint = f"outcome of step {outcome.step} came, of step {awaited} was awaited"
+            self._out.answers.append(Disconnect(complaint))
+            return
+        flight = flights.popleft()
+        self.counters.steps += 1
+        result = apply_outcome(
+            flight, outcome, self.sequences, blocks=self.blocks, tenants=self.tenants, eos=self._eos
+        )
+        self.counters.output_tokens += len(result.tokens)
+        self.counters.dropped_tokens += len(outcome.tokens) - len(result.tokens)
+        for sequence, error in result.failed:
+            self._leave_steps(sequence)
+            self._fail(sequence, error)
+        for sequence, reason in result.finished:
+            self._leave_steps(sequence)
+            self._count_finish(reason, now)
+        for sequence in flight.finished:
+            self._release(sequence, now)
+        if result.tokens:
+            finished = tuple([(sequence.number, reason) for sequence, reason in result.finished])
+            self._out.answers.append(Emit(result.tokens, finished))
+
+    def _leave_steps(self, sequence: Sequence) -> None:
+        """A running or preempted sequence is answered; its blocks come back behind the fence."""
+        if sequence.stage is Stage.RUNNING:
+            self.batch.leave(sequence)
+        sequence.move(Stage.ENDING)
+
+    def _release(self, sequence: Sequence, now: float) -> None:
+        """The plan that listed the sequence as finished has retired: nothing touches its blocks."""
+        self.blocks.release(sequence)
+        self.residency.unpin(sequence, now)
+        if sequence.stage is Stage.PREEMPTED:
+            sequence.rewind()
+            self.tenants.begin_waiting(self.tenants[sequence.tenant])
+            self.residency.rejoin(sequence)
+        else:
+            self._forget(sequence)
+
+    # Time, and the worker's coming and going.
+
+    def _on_tick(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number = self._deadlines.popleft()
+            sequence = self.sequences.get(number)
+            if sequence is not None and not sequence.began:
+                self._expire(sequence)
+        if not self.connected:
+            limit = self.limits.worker_wait_s_max
+            for number in sorted(self.sequences):
+                sequence = self.sequences[number]
+                if max(sequence.arrived_at, self._gone_at) + limit <= now:
+                    self._refuse(sequence, WorkerLost(f"No worker came within {limit:g} s"))
+
+    def _expire(self, sequence: Sequence) -> None:
+        waited = f"{self.limits.wait_s_max:g} s"
+        error: AdexError = Overloaded(
+            f"The request waited {waited} without being served", remedy="Try again later"
+        )
+        if sequence.stage is Stage.WAITING_ADAPTER:
+            error = SourceUnavailable(f"The adapter was not ready within {waited}")
+        self._stop_waiting(sequence)
+        self._fail(sequence, error)
+
+    def _on_worker_gone(self, reason: str, now: float) -> None:
+        """Fail the sequences that have shown tokens; the others wait for a worker to come."""
+        if not self.connected:
+            return
+        self.connected = False
+        self._gone_at = now
+        for number in sorted(self.sequences):
+            sequence = self.sequences[number]
+            if sequence.stage is Stage.ENDING:
+                self._forget(sequence)
+                continue
+            waits = sequence.stage in (Stage.WAITING, Stage.WAITING_ADAPTER)
+            if not waits:
+                self.tenants.begin_waiting(self.tenants[sequence.tenant])
+            if sequence.outputs:
+                self._refuse(sequence, WorkerLost(f"The worker went away: {reason}"))
+                continue
+            if sequence.stage is not Stage.WAITING_ADAPTER:
+                sequence.move(Stage.WAITING_ADAPTER)
+            if sequence.began:
+                self._deadlines.append((now + self.limits.wait_s_max, number))
+            sequence.start_over()
+        self._open(self.info, self.batch.next_step)
+
+    def _on_worker_ready(self, hello: Hello, now: float) -> None:
+        """Take over the worker's inventory and let every sequence wait for what it needs."""
+        self._on_worker_gone("it opened another stream", now)
+        self._open(hello.info, self.batch.next_step)
+        self.residency.take_over(hello.held)
+        self.connected = True
+        for number in sorted(self.sequences):
+            sequence = self.sequences[number]
+            error = length_refusal(
+                sequence.prompt,
+                sequence.sampling.max_new_tokens,
+                info=self.info,
+                limits=self.limits,
+            )
+            if error is not None:
+                self._refuse(sequence, error)
+            else:
+                self._want(sequence, now)

@@ -1,0 +1,138 @@
+"""An immutable picture of the core: for metrics and people, never for decisions."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from adex_proto.adapter import Tier
+from adex_scheduler.core.batch import Batch
+from adex_scheduler.core.block_table import Blocks
+from adex_scheduler.core.pool import PagePool
+from adex_scheduler.core.residency import Residency
+from adex_scheduler.core.tiers import Tiers
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened to requests since the start."""
+
+    arrived: int = 0
+    cancelled: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """By error code, before any token."""
+    failed: Counter[str] = field(default_factory=Counter[str])
+    """By error code, after the first token."""
+    finished: Counter[str] = field(default_factory=Counter[str])
+    """By finish reason."""
+    output_tokens: int = 0
+    dropped_tokens: int = 0
+    """Computed after the sequence had ended: the price of planning ahead."""
+    steps: int = 0
+    preemptions: int = 0
+    strays: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CoreStatistics:
+    """Counts, pages and bytes at one moment; counters since the start."""
+
+    connected: bool
+    sequences: int
+    running: int
+    waiting: int
+    waiting_for_adapter: int
+    steps_in_flight: int
+    pages: int
+    pages_free: int
+    pages_prefix: int
+    pages_adapters: int
+    pages_kv: int
+    largest_run: int
+    slots_used: int
+    host_bytes: int
+    disk_bytes: int
+    adapters_by_tier: Mapping[Tier, int]
+    names: int
+    fetches_in_flight: int
+    stages_in_flight: int
+    page_ins_in_flight: int
+    page_ins: int
+    stages: int
+    fetches: int
+    fetch_failures: int
+    move_failures: int
+    device_evictions: int
+    host_evictions: int
+    disk_evictions: int
+    prefix_hits: int
+    """Blocks taken from the prefix cache instead of being computed."""
+    arrived: int
+    cancelled: int
+    output_tokens: int
+    dropped_tokens: int
+    steps: int
+    preemptions: int
+    strays: int
+    refused: Mapping[str, int]
+    failed: Mapping[str, int]
+    finished: Mapping[str, int]
+
+
+def statistics_of(
+    counters: Counters,
+    *,
+    sequences: int,
+    waiting: int,
+    connected: bool,
+    batch: Batch,
+    blocks: Blocks,
+    pool: PagePool,
+    tiers: Tiers,
+    residency: Residency,
+) -> CoreStatistics:
+    """Counts every adapter: call it for a scrape, not for a step."""
+    pages_adapters = sum(a.pages for a in tiers.adapters.values() if a.first_page >= 0)
+    by_tier = Counter(adapter.tier for adapter in tiers.adapters.values())
+    moves = tiers.counters
+    return CoreStatistics(
+        connected=connected,
+        sequences=sequences,
+        running=batch.running,
+        waiting=waiting,
+        waiting_for_adapter=waiting - len(tiers.ready) if connected else waiting,
+        steps_in_flight=len(batch.flights),
+        pages=pool.pages,
+        pages_free=pool.pages_free,
+        pages_prefix=blocks.pages_idle,
+        pages_adapters=pages_adapters,
+        pages_kv=pool.pages - pool.pages_free - blocks.pages_idle - pages_adapters,
+        largest_run=pool.largest_run,
+        slots_used=tiers.info.slots_max - len(tiers.slots_free),
+        host_bytes=tiers.host_bytes,
+        disk_bytes=tiers.disk_bytes,
+        adapters_by_tier=MappingProxyType({tier: by_tier[tier] for tier in Tier}),
+        names=len(residency.names),
+        fetches_in_flight=residency.fetching,
+        stages_in_flight=tiers.staging,
+        page_ins_in_flight=tiers.paging_in,
+        page_ins=moves.page_ins,
+        stages=moves.stages,
+        fetches=moves.fetches,
+        fetch_failures=moves.fetch_failures,
+        move_failures=moves.move_failures,
+        device_evictions=moves.device_evictions,
+        host_evictions=moves.host_evictions,
+        disk_evictions=moves.disk_evictions,
+        prefix_hits=blocks.hits,
+        arrived=counters.arrived,
+        cancelled=counters.cancelled,
+        output_tokens=counters.output_tokens,
+        dropped_tokens=counters.dropped_tokens,
+        steps=counters.steps,
+        preemptions=counters.preemptions + batch.preemptions,
+        strays=counters.strays + moves.strays,
+        refused=MappingProxyType(dict(counters.refused)),
+        failed=MappingProxyType(dict(counters.failed)),
+        finished=MappingProxyType(dict(counters.finished)),
+    )

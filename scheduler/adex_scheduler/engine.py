@@ -1,0 +1,428 @@
+"""The shell around the core: tell it each fact, carry out what it says, turn tokens into text.
+
+Everything happens on one event loop, and every fact goes through one queue, so the core is never
+re-entered. A caller's pieces wait in its own stream, which the length of its generation bounds: a
+slow reader delays nobody. What a caller does not want any more is told to the core at once.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost, error_of
+from adex_proto.outcome import Heartbeat, Hello, SampledToken, WorkerInfo
+from adex_proto.plan import AdapterCommand, StepPlan
+from adex_proto.sampling import FinishReason, SamplingParams
+from adex_scheduler.core.events import (
+    Arrived,
+    Cancelled,
+    Drained,
+    Event,
+    StopFound,
+    Ticked,
+    WorkerGone,
+    WorkerReady,
+)
+from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.state import SchedulerCore
+from adex_scheduler.core.statistics import CoreStatistics
+from adex_scheduler.link.worker import LinkEvent, LinkLost
+from adex_scheduler.text.detokenize import Detokenizer, Vocabulary
+from adex_scheduler.text.stops import StopMatcher
+
+_LOG = logging.getLogger(__name__)
+_TICK_S = 1.0
+# Enough of a prompt for the detokenizer to know what the first new token continues.
+_PROMPT_TAIL = 8
+
+
+class Link(Protocol):
+    """What the engine needs of the stream to a worker."""
+
+    def send(self, down: StepPlan | AdapterCommand) -> None: ...
+    async def run(self, on_event: Callable[[LinkEvent], None]) -> None: ...
+
+
+class TokenTexts(Vocabulary, Protocol):
+    """What the engine needs of a tokenizer."""
+
+    def token_text(self, token_id: int) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One sequence to generate. `include_stop` keeps the stop string in the text."""
+
+    request_id: str
+    tenant: str
+    key: AdapterKey | None
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stops: tuple[str, ...] = ()
+    include_stop: bool = True
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token and what the caller learns by it.
+
+    `token_text` is the token's own text; `text` what may be shown now, "" while characters or the
+    beginning of a stop string are held back. `finish` is set on the last piece.
+    """
+
+    token: SampledToken
+    token_text: str
+    special: bool
+    text: str
+    finish: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """One name and the version it means now. `last_used_s`: seconds since a request used it."""
+
+    key: AdapterKey
+    digest: str
+    tier: Tier
+    bundle_bytes: int
+    rank_max: int
+    pins: int
+    last_used_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One caller's generation: its text state, the pieces it has not read, and how it ended."""
+
+    request: EngineRequest
+    number: int
+    detokenizer: Detokenizer
+    matcher: StopMatcher | None
+    submitted_at: float
+    first_at: float | None = None
+    generated: int = 0
+    finish: FinishReason | None = None
+    error: AdexError | None = None
+    pieces: deque[Piece] = field(default_factory=deque[Piece])
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def over(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+
+class Engine:
+    """Serves requests through one worker, from `run`'s start to its cancellation."""
+
+    def __init__(
+        self,
+        link: Link,
+        tokenizer: TokenTexts,
+        limits: Limits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._tokenizer = tokenizer
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._core: SchedulerCore | None = None
+        self._events: deque[Event] = deque()
+        self._telling = False
+        self._streams: dict[int, _Stream] = {}
+        self._numbers = 0
+        self._draining = False
+        self._disconnect: str | None = None
+        self._link_task: asyncio.Task[None] | None = None
+        self._crash: BaseException | None = None
+        self._ready = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # What the fronts use.
+
+    @property
+    def info(self) -> WorkerInfo | None:
+        """The worker's description of itself; None until one has said hello."""
+        return self._core.info if self._core else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is connected and new requests are taken."""
+        return self._ready.is_set() and not self._draining
+
+    async def wait_ready(self) -> None:
+        """Wait for a worker to be connected."""
+        await self._ready.wait()
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
+        """The pieces of one generation, the last one with `finish`. Raises AdexError.
+
+        Closing the generator, or cancelling who reads it, cancels the sequence at once.
+        """
+        stream = self._begin(request)
+        try:
+            while True:
+                while stream.pieces:
+                    piece = stream.pieces.popleft()
+                    yield piece
+                    if piece.finish is not None:
+                        return
+                if stream.error is not None:
+                    raise _fresh(stream.error)
+                stream.wake.clear()
+                await stream.wake.wait()
+        finally:
+            if not stream.over:
+                self._log_end(stream, "cancelled")
+                self._forget(stream)
+                self._tell(Cancelled(stream.number))
+
+    def adapters(self) -> list[AdapterStatus]:
+        """Every name that means a version now, the longest unused first."""
+        if self._core is None:
+            return []
+        now = self._clock()
+        return [
+            AdapterStatus(
+                key=alias.key,
+                digest=adapter.digest,
+                tier=adapter.tier,
+                bundle_bytes=adapter.version.bundle_bytes,
+                rank_max=adapter.version.rank_max,
+                pins=adapter.pins,
+                last_used_s=max(now - adapter.used_at, 0.0),
+            )
+            for alias, adapter in self._core.named_adapters()
+        ]
+
+    def statistics(self) -> CoreStatistics | None:
+        """The core's own picture; None until a worker has said hello."""
+        return self._core.statistics() if self._core else None
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, wait for what there is, and end what is left after `timeout_s`."""
+        self._draining = True
+        if self._core is not None:
+            self._tell(Drained())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        for stream in list(self._streams.values()):
+            self._tell(Cancelled(stream.number))
+            self._fail(stream, ShuttingDown("The server shut down before the generation ended"))
+
+    async def run(self) -> None:
+        """Keep the worker connected until cancelled. Raises what breaks the engine itself."""
+        ticker = asyncio.create_task(self._tick())
+        try:
+            while self._crash is None:
+                self._link_task = asyncio.create_task(self._link.run(self._on_link_event))
+                done, _ = await asyncio.wait([self._link_task])
+                reason, self._disconnect = self._disconnect, None
+                if reason is None and self._crash is None:
+                    done.pop().result()
+                    raise ProtocolViolation("the link ended of itself")
+                self._tell(WorkerGone(reason or "the engine failed"))
+        finally:
+            await _end([ticker, self._link_task])
+            for stream in list(self._streams.values()):
+                self._fail(stream, ShuttingDown("The server shut down"))
+        if self._crash is not None:
+            raise self._crash
+
+    # Facts go in.
+
+    def _begin(self, request: EngineRequest) -> _Stream:
+        if self._core is None or self._crash is not None:
+            raise WorkerLost("No worker is connected yet", retry_after_s=1.0)
+        self._numbers += 1
+        matcher = (
+            StopMatcher(request.stops, include_stop=request.include_stop) if request.stops else None
+        )
+        detokenizer = Detokenizer(
+            self._tokenizer,
+            request.token_ids[-_PROMPT_TAIL:],
+            skip_special_tokens=request.skip_special_tokens,
+        )
+        stream = _Stream(request, self._numbers, detokenizer, matcher, self._clock())
+        self._streams[stream.number] = stream
+        self._idle.clear()
+        self._tell(
+            Arrived(stream.number, request.tenant, request.key, request.token_ids, request.sampling)
+        )
+        return stream
+
+    def _on_link_event(self, event: LinkEvent) -> None:
+        match event:
+            case Hello():
+                if self._core is None:
+                    self._core = SchedulerCore(event.info, self._limits)
+                    if self._draining:
+                        self._tell(Drained())
+                self._tell(WorkerReady(event))
+                self._ready.set()
+            case LinkLost():
+                self._ready.clear()
+                self._tell(WorkerGone(event.reason))
+            case Heartbeat():
+                pass
+            case _:
+                self._tell(event)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._core is not None:
+                self._tell(Ticked())
+
+    def _tell(self, event: Event) -> None:
+        """Give the core a fact, and all that follow from carrying out its instructions."""
+        self._events.append(event)
+        if self._telling or self._core is None:
+            return
+        self._telling = True
+        try:
+            while self._events:
+                for instruction in self._core.handle(self._events.popleft(), self._clock()):
+                    self._carry_out(instruction)
+        except Exception as error:
+            self._break(error)
+        finally:
+            self._telling = False
+
+    def _break(self, error: Exception) -> None:
+        """A fault of our own: nothing the core says can be trusted, so everything ends."""
+        _LOG.exception("the engine failed")
+        self._crash = error
+        self._ready.clear()
+        self._events.clear()
+        for stream in list(self._streams.values()):
+            self._fail(stream, ProtocolViolation("The scheduler failed"))
+        if self._link_task is not None:
+            self._link_task.cancel()
+
+    # Instructions come out.
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case SendPlan():
+                self._send(instruction.plan)
+            case Send():
+                self._send(instruction.command)
+            case Emit():
+                self._emit(instruction)
+            case Fail():
+                stream = self._streams.get(instruction.number)
+                if stream is not None:
+                    self._fail(stream, instruction.error)
+            case Disconnect():
+                self._close_link(instruction.reason)
+
+    def _send(self, down: StepPlan | AdapterCommand) -> None:
+        try:
+            self._link.send(down)
+        except WorkerLost:
+            # The stream is gone; the link reports it as an event of its own.
+            _LOG.debug("not sent: %s", type(down).__name__)
+        except AdexError as error:
+            self._close_link(str(error))
+
+    def _close_link(self, reason: str) -> None:
+        _LOG.error("closing the stream to the worker: %s", reason)
+        self._ready.clear()
+        self._disconnect = reason
+        if self._link_task is not None:
+            self._link_task.cancel()
+
+    def _emit(self, emit: Emit) -> None:
+        finished = dict(emit.finished)
+        for token in emit.tokens:
+            stream = self._streams.get(token.sequence)
+            if stream is not None:
+                self._show(stream, token, finished.get(token.sequence))
+
+    def _show(self, stream: _Stream, token: SampledToken, finish: FinishReason | None) -> None:
+        """Make the token's piece; a stop string in its text ends the sequence."""
+        if stream.first_at is None:
+            stream.first_at = self._clock()
+        stream.generated += 1
+        text = stream.detokenizer.push(token.token_id)
+        if finish is not None:
+            text += stream.detokenizer.flush()
+        if stream.matcher is not None:
+            text, found = stream.matcher.push(text)
+            if found:
+                if finish is None:
+                    self._tell(StopFound(stream.number))
+                finish = FinishReason.STOP
+            elif finish is not None:
+                text += stream.matcher.flush()
+        token_id = token.token_id
+        special = self._tokenizer.is_special(token_id)
+        stream.pieces.append(
+            Piece(token, self._tokenizer.token_text(token_id), special, text, finish)
+        )
+        stream.wake.set()
+        if finish is not None:
+            stream.finish = finish
+            self._log_end(stream, finish.value)
+            self._forget(stream)
+
+    def _fail(self, stream: _Stream, error: AdexError) -> None:
+        stream.error = error
+        stream.wake.set()
+        self._log_end(stream, error.code)
+        self._forget(stream)
+
+    def _forget(self, stream: _Stream) -> None:
+        self._streams.pop(stream.number, None)
+        if not self._streams:
+            self._idle.set()
+
+    def _log_end(self, stream: _Stream, how: str) -> None:
+        """One line for each request that ended: never its text, never a private name."""
+        now = self._clock()
+        first_at = stream.first_at
+        digest = self._core.digest_of(stream.number) if self._core else None
+        adapter = "base" if stream.request.key is None else (digest or "unresolved")[:12]
+        _LOG.info(
+            "request=%s adapter=%s prompt_tokens=%d new_tokens=%d first_token_s=%s total_s=%.3f "
+            "finish=%s",
+            stream.request.request_id,
+            adapter,
+            len(stream.request.token_ids),
+            stream.generated,
+            "-" if first_at is None else f"{first_at - stream.submitted_at:.3f}",
+            now - stream.submitted_at,
+            how,
+        )
+
+
+async def _end(tasks: list[asyncio.Task[None] | None]) -> None:
+    """Cancel the tasks and wait until they are gone."""
+    started: list[Coroutine[Any, Any, None] | asyncio.Task[None]] = []
+    for task in tasks:
+        if task is not None:
+            task.cancel()
+            started.append(task)
+    await asyncio.gather(*started, return_exceptions=True)
+
+
+def _fresh(error: AdexError) -> AdexError:
+    """A copy to raise: one error may end several requests, and a raised one keeps its traceback."""
+    return error_of(
+        error.code,
+        error.message,
+        field=error.field,
+        remedy=error.remedy,
+        retry_after_s=error.retry_after_s,
+    )
