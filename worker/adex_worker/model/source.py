@@ -26,20 +26,25 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class ModelSource:
-    """The files of one model, fetched by name only; a hub repository is read at one commit."""
+    """The files of one model, fetched by name only; a hub repository is read at one commit.
 
-    __slots__ = ("_folder", "_revision", "model_id")
+    Where the hub does not answer, what is cached counts as all there is; a file that is needed and
+    missing then is SourceUnavailable instead of ValidationError.
+    """
+
+    __slots__ = ("_folder", "_revision", "_unanswered", "model_id")
 
     def __init__(self, model_id: str, revision: str | None = None) -> None:
         self.model_id = model_id
         self._folder = Path(model_id) if Path(model_id).is_dir() else None
         self._revision = revision
+        self._unanswered = False
 
     def config(self) -> dict[str, Any]:
-        """The parsed config.json. Raises ValidationError where there is none."""
+        """The parsed config.json. Raises ValidationError or SourceUnavailable without one."""
         path = self.file("config.json")
         if path is None:
-            raise self._refused("it has no config.json")
+            raise self._lacking("it has no config.json")
         return self._parsed(path)
 
     def spec(self) -> ModelSpec:
@@ -52,19 +57,19 @@ class ModelSource:
         return spec
 
     def checkpoint_files(self) -> list[Path]:
-        """The safetensors files, one or all shards. Raises ValidationError where there are none."""
+        """The safetensors files, one or all shards; raises like `config` where one is missing."""
         index = self.file(_INDEX)
         if index is None:
             single = self.file(_SINGLE)
             if single is None:
-                raise self._refused("it has no weights in safetensors files")
+                raise self._lacking("it has no weights in safetensors files")
             return [single]
         names = set(self._parsed(index).get("weight_map", {}).values())
         files: list[Path] = []
         for name in sorted(names):
             path = self.file(name) if Path(name).name == name else None
             if path is None:
-                raise self._refused(f"its index names {name!r}, which is not there")
+                raise self._lacking(f"its index names {name!r}, which is not there")
             files.append(path)
         if not files:
             raise self._refused("its index names no files")
@@ -77,9 +82,9 @@ class ModelSource:
             return path if path.is_file() else None
         try:
             path = Path(hf_hub_download(self.model_id, name, revision=self._revision))
-        except LocalEntryNotFoundError as error:
-            message = f"the hub did not answer for {self.model_id!r} and {name} is not cached"
-            raise SourceUnavailable(message, field="model_id") from error
+        except LocalEntryNotFoundError:
+            self._unanswered = True
+            return None
         except EntryNotFoundError:
             return None
         except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -102,6 +107,14 @@ class ModelSource:
         if not isinstance(parsed, dict):
             raise self._refused(f"{path.name} holds no JSON object")
         return parsed
+
+    def _lacking(self, reason: str) -> ValidationError | SourceUnavailable:
+        if not self._unanswered:
+            return self._refused(reason)
+        message = f"the hub did not answer for {self.model_id!r}, and in the cache {reason}"
+        return SourceUnavailable(
+            message, field="model_id", remedy="Restore the connection or name a local folder"
+        )
 
     def _refused(self, reason: str) -> ValidationError:
         return ValidationError(
