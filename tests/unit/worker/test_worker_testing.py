@@ -21,7 +21,8 @@ from adex_worker.testing import (
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transformers_loads_a_tiny_model_whole(architecture: str, tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / architecture, architecture)
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
