@@ -22,15 +22,16 @@ from adex_scheduler.core.tiers import Tiers
 
 @dataclass(slots=True)
 class Flight:
-    """A plan that was sent and not answered. `samples` counts the tokens it will yield."""
+    """A plan that was sent and not answered.
+
+    It owes one token to each sequence in `sampling`; `chunks` are the parts of prompts that yield
+    none, with the positions then computed; `finished` are let go when it retires.
+    """
 
     step: int
-    decodes: list[Sequence] = field(default_factory=list[Sequence])
-    prefills: list[tuple[Sequence, int, bool]] = field(
-        default_factory=list[tuple[Sequence, int, bool]]
-    )
+    sampling: list[int] = field(default_factory=list[int])
+    chunks: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
     finished: list[Sequence] = field(default_factory=list[Sequence])
-    samples: int = 0
 
 
 @dataclass(slots=True)
@@ -126,23 +127,23 @@ class Batch:
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""
         block_tokens = self._blocks.block_tokens
-        spans, decodes = draft.spans, draft.flight.decodes
+        spans, sampling = draft.spans, draft.flight.sampling
         needing: list[Sequence] = []
         for number, sequence in self.decoding.items():
-            if sequence.left:
+            left = sequence.left
+            if left:
                 start = sequence.planned
-                if start == len(sequence.blocks) * block_tokens:
+                if start % block_tokens == 0:
+                    # All blocks are full: they are taken as they are needed.
                     needing.append(sequence)
                     continue
                 spans.append(Span(number, start, 1, True))
                 sequence.planned = start + 1
-                sequence.left -= 1
-                sequence.pending += 1
-                decodes.append(sequence)
+                sequence.left = left - 1
+                sampling.append(number)
         if needing:
             self._decode_into_new_blocks(draft, needing)
-        draft.tokens_left -= len(decodes)
-        draft.flight.samples += len(decodes)
+        draft.tokens_left -= len(sampling)
 
     def _decode_into_new_blocks(self, draft: Draft, needing: list[Sequence]) -> None:
         available = self._blocks.available
@@ -158,8 +159,7 @@ class Batch:
             draft.spans.append(Span(sequence.number, sequence.planned, 1, True, (page,)))
             sequence.planned += 1
             sequence.left -= 1
-            sequence.pending += 1
-            draft.flight.decodes.append(sequence)
+            draft.flight.sampling.append(sequence.number)
 
     def _prefill(self, draft: Draft) -> None:
         """The next chunk of every prompt under way, in the order of their admission."""
@@ -189,13 +189,13 @@ class Batch:
         samples = start + count == known
         new_blocks = (*adopted, *pages)
         draft.spans.append(Span(sequence.number, start, count, samples, new_blocks))
-        draft.flight.prefills.append((sequence, start + count, samples))
         draft.tokens_left -= count
         sequence.planned = start + count
-        if samples:
+        if not samples:
+            draft.flight.chunks.append((sequence, start + count))
+        else:
             sequence.left -= 1
-            sequence.pending += 1
-            draft.flight.samples += 1
+            draft.flight.sampling.append(sequence.number)
             del self.prefilling[sequence.number]
             self.decoding[sequence.number] = sequence
 
@@ -231,9 +231,9 @@ class Batch:
             assert sequence.planned > len(matched) * self._blocks.block_tokens
 
     def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
-        tenant = self._tenants[sequence.tenant]
+        tenant = sequence.payer
         blocked = self._paging.blocked
-        unfair = blocked is not None and tenant.served >= self._tenants[blocked.tenant].served
+        unfair = blocked is not None and tenant.served >= blocked.payer.served
         self._paging.note_admission(sequence, unfair=unfair)
         self._tenants.end_waiting(tenant)
         # A preempted sequence is computed again at our expense, not its tenant's.

@@ -12,6 +12,9 @@ from collections.abc import Sequence as Items
 from adex_scheduler.core.pool import PagePool
 from adex_scheduler.core.sequence import BlockKey, Node, Root, Sequence
 
+# More positions than any sequence has.
+_NEVER = 2**62
+
 
 class Blocks:
     """The KV blocks of one worker. One block fills one page of `block_tokens` tokens."""
@@ -75,6 +78,7 @@ class Blocks:
             sequence.nodes.append(node)
         sequence.chain = nodes[-1].number if nodes else (sequence.tenant, sequence.digest)
         sequence.planned = sequence.computed = len(nodes) * self.block_tokens
+        sequence.share_at = sequence.computed + self.block_tokens if self._share else _NEVER
         self.hits += len(nodes)
 
     def take(self, count: int) -> list[int] | None:
@@ -109,13 +113,10 @@ class Blocks:
 
     def enter(self, sequence: Sequence) -> None:
         """Offer the sequence's newly computed full blocks for sharing."""
-        if not self._share:
-            return
         size = self.block_tokens
         tokens = sequence.tokens
-        start = len(sequence.nodes) * size
-        while start + size <= sequence.computed:
-            key = (sequence.chain, tuple(tokens[start : start + size]))
+        while (stop := sequence.share_at) <= sequence.computed:
+            key = (sequence.chain, tuple(tokens[stop - size : stop]))
             node = self._nodes.get(key)
             if node is None:
                 self._numbers += 1
@@ -125,7 +126,7 @@ class Blocks:
             else:
                 sequence.nodes.append(None)
             sequence.chain = node.number
-            start += size
+            sequence.share_at = stop + size
 
     def release(self, sequence: Sequence) -> None:
         """Give all blocks of the sequence back; no step in flight touches them."""

@@ -7,24 +7,12 @@ at which the others are served, so that it cannot save up service and then shut 
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from adex_scheduler.core.sequence import Sequence
+from adex_scheduler.core.sequence import Sequence, Tenant
 
 PROMPT_TOKEN_WEIGHT = 1.0
 OUTPUT_TOKEN_WEIGHT = 2.0
-
-
-@dataclass(slots=True, eq=False)
-class Tenant:
-    """One payer: how much service it has had, and how many of its sequences live and wait."""
-
-    name: str
-    order: int
-    served: float = 0.0
-    live: int = 0
-    waiting: int = 0
 
 
 class Tenants:

@@ -9,7 +9,7 @@ from adex_proto.outcome import SampledToken, StepOutcome
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.batch import Flight
 from adex_scheduler.core.block_table import Blocks
-from adex_scheduler.core.fairness import OUTPUT_TOKEN_WEIGHT, Tenants
+from adex_scheduler.core.fairness import OUTPUT_TOKEN_WEIGHT
 from adex_scheduler.core.sequence import Sequence, Stage
 
 
@@ -28,7 +28,6 @@ def apply_outcome(
     sequences: Mapping[int, Sequence],
     *,
     blocks: Blocks,
-    tenants: Tenants,
     eos: frozenset[int],
 ) -> Result:
     """Bring the sequences up to date. Ending them is the caller's part.
@@ -37,61 +36,54 @@ def apply_outcome(
     """
     failed = _failures(flight, outcome, sequences)
     doomed = {sequence.number for sequence, _ in failed}
-    _advance(flight, doomed, blocks)
+    ending = Stage.ENDING
+    for sequence, computed in flight.chunks:
+        if sequence.stage is not ending and sequence.number not in doomed:
+            sequence.computed = computed
+            blocks.enter(sequence)
     finished: list[tuple[Sequence, FinishReason]] = []
-    dropped = False
-    kept: list[SampledToken] = []
+    dropped: set[int] = set()
     for token in outcome.tokens:
-        sequence = sequences.get(token.sequence)
-        if sequence is None or sequence.stage is Stage.ENDING or token.sequence in doomed:
-            dropped = True
+        known = sequences.get(token.sequence)
+        if known is None or known.stage is ending or token.sequence in doomed:
+            dropped.add(token.sequence)
             continue
-        token_id = token.token_id
-        sequence.tokens.append(token_id)
-        sequence.pending -= 1
-        tenants[sequence.tenant].served += OUTPUT_TOKEN_WEIGHT
-        kept.append(token)
-        if token_id in sequence.ends or (sequence.left == 0 and sequence.pending == 0):
-            reason = sequence.reason_to_end(eos)
+        tokens = known.tokens
+        # The step computed every token that was known, and yielded the one after them.
+        known.computed = len(tokens)
+        if known.computed >= known.share_at:
+            blocks.enter(known)
+        tokens.append(token.token_id)
+        known.payer.served += OUTPUT_TOKEN_WEIGHT
+        if token.token_id in known.ends or len(tokens) == known.length_max:
+            reason = known.reason_to_end(eos)
             assert reason is not None
-            finished.append((sequence, reason))
-    return Result(tuple(kept) if dropped else outcome.tokens, finished, failed)
+            finished.append((known, reason))
+    kept = outcome.tokens
+    if dropped:
+        kept = tuple([token for token in kept if token.sequence not in dropped])
+    return Result(kept, finished, failed)
 
 
 def _failures(
     flight: Flight, outcome: StepOutcome, sequences: Mapping[int, Sequence]
 ) -> list[tuple[Sequence, AdexError]]:
     """Living sequences the step failed for, those it owes a token among them."""
-    errors: dict[int, AdexError] = {f.sequence: f.error for f in outcome.failures}
     answered = [token.sequence for token in outcome.tokens]
-    owed = [sequence.number for sequence in flight.decodes]
-    owed += [sequence.number for sequence, _, samples in flight.prefills if samples]
-    if len(answered) != len(owed) or set(answered) != set(owed):
-        gained = Counter(answered)
-        for number in owed:
-            if number not in errors and gained[number] != 1:
-                errors[number] = ProtocolViolation(
-                    f"Step {outcome.step} gave {gained[number]} tokens instead of one"
-                )
-        for number in sorted(gained.keys() - set(owed)):
-            errors[number] = ProtocolViolation(f"Step {outcome.step} gave a token nobody asked for")
+    owed = set(flight.sampling)
+    if not outcome.failures and len(answered) == len(owed) and owed == set(answered):
+        return []
+    errors: dict[int, AdexError] = {f.sequence: f.error for f in outcome.failures}
+    gained = Counter(answered)
+    for number in sorted(owed | gained.keys()):
+        due = 1 if number in owed else 0
+        if number not in errors and gained[number] != due:
+            errors[number] = ProtocolViolation(
+                f"Step {outcome.step} gave {gained[number]} tokens where {due} was due"
+            )
     return [
         (sequence, error)
         for number, error in sorted(errors.items())
         if (sequence := sequences.get(number)) is not None
         and sequence.stage in (Stage.RUNNING, Stage.PREEMPTED)
     ]
-
-
-def _advance(flight: Flight, doomed: set[int], blocks: Blocks) -> None:
-    """Positions the step computed are in the cache for certain; full blocks may be shared."""
-    block_tokens = blocks.block_tokens
-    for sequence in flight.decodes:
-        if sequence.stage is not Stage.ENDING and sequence.number not in doomed:
-            sequence.computed += 1
-            if sequence.computed % block_tokens == 0:
-                blocks.enter(sequence)
-    for sequence, stop, _ in flight.prefills:
-        if sequence.stage is not Stage.ENDING and sequence.number not in doomed:
-            sequence.computed = stop
-            blocks.enter(sequence)

@@ -151,7 +151,7 @@ class Paging:
         return tiers.host_bytes + size <= tiers.info.host_bytes
 
     def _page_in(self) -> None:
-        """Bring bundles onto the device: each as it finds room, but a held one before all others."""
+        """Bring bundles onto the device as they find room, but a held one before all others."""
         tiers = self._tiers
         while tiers.paging_in < self._limits.page_ins_max:
             held = self.held_for

@@ -37,6 +37,17 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
 
 
 @dataclass(slots=True, eq=False)
+class Tenant:
+    """One payer: how much service it has had, and how many of its sequences live and wait."""
+
+    name: str
+    order: int
+    served: float = 0.0
+    live: int = 0
+    waiting: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Node:
     """One full block that other sequences may share: its page, and how many use it.
 
@@ -60,13 +71,13 @@ class Sequence:
     """The tokens of one generation and how far the worker has come with them.
 
     Positions [0, computed) are in the KV cache for certain; [0, planned) once the steps in flight
-    have retired. `left` counts the tokens that may still be planned for, `pending` those planned
-    and not yet known. `blocks` are pages in order; the first `len(nodes)` were offered for sharing
-    (None: an equal block was there already, so this one stays private).
+    have retired. `left` counts the tokens that may still be planned for. `blocks` are pages in
+    order; the first `len(nodes)` were offered for sharing (None: an equal block was there already,
+    so this one stays private).
     """
 
     number: int
-    tenant: str
+    payer: Tenant
     key: AdapterKey | None
     sampling: SamplingParams
     prompt: tuple[int, ...]
@@ -74,22 +85,34 @@ class Sequence:
     ends: frozenset[int]
     """Tokens that end the sequence."""
     tokens: list[int]
+    length_max: int
+    """Tokens at which it ends, its prompt's included."""
     left: int
     stage: Stage = Stage.WAITING_ADAPTER
     digest: str = ""
     slot: int = 0
     planned: int = 0
     computed: int = 0
-    pending: int = 0
     promised: int = 0
     """Blocks that admission counted on for the tokens known, and that are not taken yet."""
     blocks: list[int] = field(default_factory=list[int])
     nodes: list[Node | None] = field(default_factory=list[Node | None])
     chain: int | Root = ("", "")
+    share_at: int = 0
+    """How many computed positions make another full block to offer."""
     on_worker: bool = False
     """The worker knows this sequence: some plan named it and none has listed it as finished."""
     began: bool = False
     preemptions: int = 0
+
+    @property
+    def tenant(self) -> str:
+        return self.payer.name
+
+    @property
+    def pending(self) -> int:
+        """Tokens planned for and not yet known."""
+        return self.length_max - len(self.tokens) - self.left
 
     @property
     def outputs(self) -> int:
@@ -99,7 +122,7 @@ class Sequence:
     @property
     def positions_max(self) -> int:
         """Positions it computes at most: the last token's own is never needed."""
-        return len(self.prompt) + self.sampling.max_new_tokens - 1
+        return self.length_max - 1
 
     def move(self, to: Stage) -> None:
         """Go on to another stage; only what TRANSITIONS allows."""
@@ -115,7 +138,7 @@ class Sequence:
         if last in self.ends:
             is_eos = last in eos and not self.sampling.ignore_eos
             return FinishReason.EOS if is_eos else FinishReason.STOP
-        if self.outputs >= self.sampling.max_new_tokens:
+        if len(self.tokens) >= self.length_max:
             return FinishReason.LENGTH
         return None
 
@@ -129,8 +152,8 @@ class Sequence:
     def rewind(self) -> None:
         """Forget what the worker computed: all known tokens are to be computed again."""
         assert not self.blocks
-        self.planned = self.computed = self.pending = self.promised = 0
-        self.left = self.sampling.max_new_tokens - self.outputs
+        self.planned = self.computed = self.promised = 0
+        self.left = self.length_max - len(self.tokens)
         self.slot = 0
         self.nodes.clear()
         self.on_worker = False

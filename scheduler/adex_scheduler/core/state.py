@@ -206,19 +206,21 @@ class SchedulerCore:
             self._out.answers.append(Fail(event.number, error))
             return
         ends = frozenset(sampling.stop_token_ids)
+        tenant = self.tenants.enter(event.tenant)
         sequence = Sequence(
             number=event.number,
-            tenant=event.tenant,
+            payer=tenant,
             key=event.key,
             sampling=sampling,
             prompt=event.token_ids,
             arrived_at=now,
             ends=ends if sampling.ignore_eos else ends | self._eos,
             tokens=list(event.token_ids),
+            length_max=len(event.token_ids) + sampling.max_new_tokens,
             left=sampling.max_new_tokens,
         )
         self.sequences[event.number] = sequence
-        self.tenants.begin_waiting(self.tenants.enter(event.tenant))
+        self.tenants.begin_waiting(tenant)
         self._deadlines.append((now + self.limits.wait_s_max, event.number))
         if self.connected:
             self._want(sequence, now)
@@ -249,7 +251,7 @@ class SchedulerCore:
 
     def _forget_waiting(self, sequence: Sequence) -> None:
         self.paging.note_gone(sequence)
-        self.tenants.end_waiting(self.tenants[sequence.tenant])
+        self.tenants.end_waiting(sequence.payer)
         self._forget(sequence)
 
     def _refuse(self, sequence: Sequence, error: AdexError) -> None:
@@ -264,7 +266,7 @@ class SchedulerCore:
 
     def _forget(self, sequence: Sequence) -> None:
         sequence.move(Stage.ENDED)
-        self.tenants[sequence.tenant].live -= 1
+        sequence.payer.live -= 1
         del self.sequences[sequence.number]
 
     def _count_finish(self, reason: FinishReason, now: float) -> None:
@@ -285,9 +287,7 @@ class SchedulerCore:
             return
         flight = flights.popleft()
         self.counters.steps += 1
-        result = apply_outcome(
-            flight, outcome, self.sequences, blocks=self.blocks, tenants=self.tenants, eos=self._eos
-        )
+        result = apply_outcome(flight, outcome, self.sequences, blocks=self.blocks, eos=self._eos)
         self.counters.output_tokens += len(result.tokens)
         self.counters.dropped_tokens += len(outcome.tokens) - len(result.tokens)
         for sequence, error in result.failed:
@@ -314,7 +314,7 @@ class SchedulerCore:
         self.residency.unpin(sequence, now)
         if sequence.stage is Stage.PREEMPTED:
             sequence.rewind()
-            self.tenants.begin_waiting(self.tenants[sequence.tenant])
+            self.tenants.begin_waiting(sequence.payer)
             self.residency.rejoin(sequence)
         else:
             self._forget(sequence)
@@ -357,7 +357,7 @@ class SchedulerCore:
                 continue
             waits = sequence.stage in (Stage.WAITING, Stage.WAITING_ADAPTER)
             if not waits:
-                self.tenants.begin_waiting(self.tenants[sequence.tenant])
+                self.tenants.begin_waiting(sequence.payer)
             if sequence.outputs:
                 self._refuse(sequence, WorkerLost(f"The worker went away: {reason}"))
                 continue
