@@ -102,7 +102,7 @@ def _unfit_as_a_whole(spans: tuple[Span, ...], limits: PoolLimits) -> str | None
     """Why no span of the plan can be computed, if so."""
     if len(spans) > limits.step_sequences_max:
         return f"a step of {len(spans)} sequences exceeds {limits.step_sequences_max}"
-    tokens = sum(span.count for span in spans)
+    tokens = sum(max(span.count, 0) for span in spans)
     if tokens > limits.step_tokens_max:
         return f"a step of {tokens} tokens exceeds {limits.step_tokens_max}"
     if len({span.sequence for span in spans}) != len(spans):
