@@ -22,14 +22,14 @@ def pack(adapter: CheckedAdapter, dtype: torch.dtype) -> torch.Tensor:
     NaN or infinity, AdapterUnsupported where a finite value does not fit `dtype`.
     """
     elements = torch.zeros(adapter.layout.elements, dtype=dtype)
-    weights = torch.frombuffer(adapter.weights, dtype=torch.uint8)
     for term in adapter.terms:
         a_room, b_room = _rooms(elements, adapter.layout, term)
-        a = _read(weights, term.a)
+        a = _read(adapter.weights, term.a)
         a_room.copy_(a)
         _check_finite(a_room, a, term.a, dtype)
-        b = _read(weights, term.b)[term.b_start : term.b_stop]
-        b_room.copy_(b.to(torch.float32).mul(term.scale).t())
+        b = _read(adapter.weights, term.b)[term.b_start : term.b_stop]
+        # Cast before the transposing copy, which then moves half as many bytes.
+        b_room.copy_(b.to(torch.float32).mul(term.scale).to(dtype).t())
         _check_finite(b_room, b, term.b, dtype)
     return elements
 

@@ -7,10 +7,12 @@ import hashlib
 import io
 from dataclasses import dataclass
 
+import torch
+
 from adex_kernels.layout import BundleLayout, ModelShape, Module, bundle_layout
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
-from adex_worker.adapters.byte_views import Digest, read_into
+from adex_worker.adapters.byte_views import Digest, byte_view, read_into
 from adex_worker.adapters.core.config import CONFIG_BYTES_MAX, CONFIG_FILE, parse_config
 from adex_worker.adapters.core.header import (
     LENGTH_BYTES,
@@ -34,12 +36,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CheckedAdapter:
-    """An adapter whose every tensor is accounted for. `weights` is the whole weights file."""
+    """An adapter whose every tensor is accounted for. `weights` is the file, [bytes] uint8."""
 
     version: AdapterVersion
     terms: tuple[LowRankTerm, ...]
     layout: BundleLayout
-    weights: bytearray
+    weights: torch.Tensor
 
     @property
     def ranks(self) -> dict[tuple[int, Module], int]:
@@ -66,10 +68,12 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
         )
         bundle_bytes = layout.elements * limits.element_bytes
         _check_size(bundle_bytes, limits)
-        weights = bytearray(size)
-        weights[: len(first) + len(header)] = first + header
+        # Uninitialised memory: every byte of it is read from the file.
+        weights = torch.empty(size, dtype=torch.uint8)
+        room, start = byte_view(weights), len(first) + len(header)
+        room[:start] = first + header
         digest.update(first + header)
-        _fill(stream, memoryview(weights)[len(first) + len(header) :], WEIGHTS_FILE, digest)
+        _fill(stream, room[start:], WEIGHTS_FILE, digest)
         if stream.read(1):
             raise _changed(WEIGHTS_FILE)
     if source.resolve(resolved.key).stamp != resolved.stamp:

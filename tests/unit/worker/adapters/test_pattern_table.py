@@ -40,6 +40,8 @@ def test_a_safe_pattern_matches_exactly_what_re_matches(text: str, paths: list[s
         assert ours.matches(path) == (theirs.match(path) is not None), (text, path)
 
 
+# `re` warns of sets within sets, which a later version may give another meaning.
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @given(st.text("ab.*+?()[]{}|^$\\-d1", max_size=10))
 @settings(max_examples=500, deadline=None)
 def test_what_the_grammar_accepts_re_accepts_with_the_same_meaning(text: str) -> None:
