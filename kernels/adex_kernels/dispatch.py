@@ -16,7 +16,7 @@ from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 _SCORES_MAX = 1 << 24
 
 # Segments of up to this many rows cost less row by row on a CPU (see `_add_thin`).
-_THIN_ROWS_MAX = 3
+_THIN_ROWS_MAX = 4
 
 # Its switches are typed as descriptors, which no checker lets through.
 _ONEDNN: Any = torch.backends.mkldnn
@@ -112,31 +112,31 @@ def _add_thin(
     torch's own product of a matrix and a vector takes 2 to 5, accumulates in float32 too, and is
     chosen by one flag.
     """
-    wide: list[tuple[int, int, int]] = []
-    inputs = x.unbind(0)
+    thin = [s for s in lora.segments if s[1] - s[0] <= _THIN_ROWS_MAX]
+    if not thin:
+        return lora.segments
+    first = min(start for start, _, _ in thin)
+    last = max(stop for _, stop, _ in thin)
+    inputs = x[first:last].unbind(0)
     # The rows of each module's columns of y, made once for all segments.
     outputs: dict[int, tuple[Tensor, ...]] = {}
     was_enabled = _ONEDNN.enabled
     _ONEDNN.enabled = False
     try:
-        for segment in lora.segments:
-            start, stop, slot = segment
-            if stop - start > _THIN_ROWS_MAX:
-                wide.append(segment)
-                continue
+        for start, stop, slot in thin:
             weights = lora.slots.group(slot, layer, group)
             if weights is None:
                 continue
             for _, _, out_start, out_stop, _ in weights.slices:
                 if out_start not in outputs:
-                    outputs[out_start] = y[:, out_start:out_stop].unbind(0)
-            for row in range(start, stop):
+                    outputs[out_start] = y[first:last, out_start:out_stop].unbind(0)
+            for row in range(start - first, stop - first):
                 shrunk = torch.mv(weights.a, inputs[row])
                 for rank_start, rank_stop, out_start, _, b in weights.slices:
                     outputs[out_start][row].addmv_(b.t(), shrunk[rank_start:rank_stop])
     finally:
         _ONEDNN.enabled = was_enabled
-    return wide
+    return [s for s in lora.segments if s[1] - s[0] > _THIN_ROWS_MAX]
 
 
 def _gather(kv: Tensor, layer: int, view: KeyView, sequences: int) -> tuple[Tensor, Tensor]:
