@@ -40,7 +40,8 @@ def chat(flags: argparse.Namespace, terminal: Terminal) -> int:
             chat_sampling(flags),
             {"adapter_source": flags.adapter_source, "api_token": flags.api_token},
         )
-        terminal.line(terminal.styled(f"{model_id} with {talk.who} at {client.base_url}", "bold"))
+        adapter = f" with {talk.adapter_id}" if talk.adapter_id else ""
+        terminal.line(terminal.styled(f"{model_id}{adapter} at {client.base_url}", "bold"))
         terminal.line(terminal.styled(HELP, "dim"))
         session.run(_reader(terminal))
     return 0

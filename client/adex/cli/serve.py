@@ -4,11 +4,12 @@ import argparse
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from adex.cli.child import Child
 from adex.cli.failure import EXIT_USAGE, CommandError, require_packages
 from adex.cli.serve_options import ServeOptions, child_environment, read_options
 from adex.cli.supervisor import Role, Supervisor
-from adex.cli.terminal import Terminal
+from adex.cli.terminal import Terminal, bar
 from adex.errors import AdexError, ServerUnreachable
 
 WORKER_NEEDS = ("adex_worker", "torch", "grpc", "safetensors")
 SCHEDULER_NEEDS = ("adex_scheduler", "aiohttp", "grpc", "tokenizers")
 
-_POLL_S = 0.25
+_POLL_S = 0.5
 _POLL_TIMEOUT_S = 5.0
+# How the worker says how far it is, such as "loading weights: 10 of 38 tensors".
+_COUNTED = re.compile(r": (\d{1,9}) of (\d{1,9}) ")
 # Beyond the drain itself: to close connections, and for the worker to free its device.
 _END_GRACE_S = 10.0
 # A socket's path may have 107 bytes on Linux and 103 on macOS.
@@ -77,17 +80,19 @@ def _private_folder() -> Path:
 async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -> int:
     address = f"unix://{worker_socket}"
     environment = child_environment(os.environ)
+    # The last thing each child said, which tells how far it is.
+    said: dict[str, str] = {}
 
     def role(name: str, module: str, arguments: list[str], end_s_max: float) -> Role:
         prefix = terminal.styled(f"{name:>9} |", "dim")
 
+        def write(line: str) -> None:
+            said[name] = line
+            terminal.line(f"{prefix} {line}")
+
         async def start() -> Child:
             return await Child.start(
-                name,
-                module,
-                arguments,
-                environment=environment,
-                write=_heedless(lambda line: terminal.line(f"{prefix} {line}")),
+                name, module, arguments, environment=environment, write=_heedless(write)
             )
 
         return Role(name, start, end_s_max)
@@ -104,7 +109,7 @@ async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -
         ],
         tell=_heedless(lambda line: terminal.remark(f"adex: {line}")),
     )
-    greeting = asyncio.create_task(_greet_when_ready(options, terminal))
+    greeting = asyncio.create_task(_greet_when_ready(options, said, terminal))
     try:
         return await supervisor.run()
     finally:
@@ -122,7 +127,9 @@ def _heedless(write: Callable[[str], None]) -> Callable[[str], None]:
     return write_if_read
 
 
-async def _greet_when_ready(options: ServeOptions, terminal: Terminal) -> None:
+async def _greet_when_ready(
+    options: ServeOptions, said: Mapping[str, str], terminal: Terminal
+) -> None:
     """Show what is awaited until the server serves, then what to try."""
     url = local_url(options.host, options.port)
     status = _heedless(terminal.status)
@@ -130,7 +137,7 @@ async def _greet_when_ready(options: ServeOptions, terminal: Terminal) -> None:
     async with AsyncClient(url, timeout=_POLL_TIMEOUT_S, retries_max=0) as client:
         try:
             while True:
-                waits_for = await _what_is_missing(client)
+                waits_for = await _what_is_missing(client, options.model_id, said)
                 if waits_for is None:
                     break
                 status(f"waiting for {waits_for} ({time.monotonic() - began_s:.0f} s)")
@@ -148,12 +155,16 @@ async def _greet_when_ready(options: ServeOptions, terminal: Terminal) -> None:
         write(line)
 
 
-async def _what_is_missing(client: AsyncClient) -> str | None:
+async def _what_is_missing(
+    client: AsyncClient, model_id: str, said: Mapping[str, str]
+) -> str | None:
     """What keeps the server from serving, None once it does."""
     try:
         await client.health()
     except ServerUnreachable:
         return f"the scheduler to listen at {client.base_url}"
-    except AdexError as error:
-        return f"the server, which says: {error.message}"
+    except AdexError:
+        counted = _COUNTED.search(said.get("worker", ""))
+        progress = f" {bar(int(counted[1]), int(counted[2]))}" if counted else ""
+        return f"the worker to load {model_id}{progress}"
     return None

@@ -12,6 +12,7 @@ _STYLES = {"bold": "\x1b[1m", "dim": "\x1b[2m", "red": "\x1b[31m", "green": "\x1
 _CLEAR_LINE = "\r\x1b[2K"
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME_S = 0.1
+_BAR_CELLS = 20
 # Nobody watches the moving line of a log file, but its reader wants to know what was awaited.
 _PLAIN_STATUS_EVERY_S = 10.0
 
@@ -113,3 +114,10 @@ class Terminal:
     def _write(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
+
+
+def bar(done: int, total: int) -> str:
+    """How much of something is done, as a bar and in percent."""
+    share = min(1.0, max(0.0, done / total)) if total > 0 else 0.0
+    cells = int(share * _BAR_CELLS)
+    return f"[{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {share:.0%}"

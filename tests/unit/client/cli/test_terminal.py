@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from adex.cli.terminal import Terminal
+from adex.cli.terminal import Terminal, bar
 
 
 class Screen(io.StringIO):
@@ -64,3 +64,14 @@ def test_a_long_wait_shows_its_seconds_and_cleans_up() -> None:
         time.sleep(0.25)
     assert "for tone 0." in screen.getvalue()
     assert screen.getvalue().endswith("\r\x1b[2K")
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "share"),
+    [(0, 8, "0%"), (2, 8, "25%"), (8, 8, "100%"), (9, 8, "100%"), (0, 0, "0%")],
+)
+def test_a_bar_is_as_long_as_its_share(done: int, total: int, share: str) -> None:
+    drawn, told = bar(done, total).split()
+    assert told == share
+    assert len(drawn) == 22
+    assert drawn.count("#") == int(share.removesuffix("%")) // 5
