@@ -173,6 +173,9 @@ def _configure_logging(level: str) -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    if level != "DEBUG":
+        # The fronts write one line for each request; the engine's own, for each sequence, is detail.
+        logging.getLogger("adex_scheduler.engine").setLevel(logging.WARNING)
 
 
 def _bracketed(host: str) -> str:

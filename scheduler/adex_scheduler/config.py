@@ -16,7 +16,7 @@ from typing import Any, cast
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 
-_ALIAS = re.compile(r"([^=@]+)(?:=([^@]+))?(?:@(.+))?")
+_ALIAS = re.compile(r"([^=@{]+)(?:=([^@]+))?(?:@([^@]+))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """How many requests may be under way at once, over both doors; one more is refused, not queued."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from adex_proto.errors import Overloaded
@@ -19,7 +19,7 @@ class Gate:
         return self._running
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> Generator[None, None, None]:
         """Be one of those under way. Raises Overloaded when there are too many already."""
         if self._running >= self._requests_max:
             raise Overloaded(

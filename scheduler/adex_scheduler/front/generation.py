@@ -27,12 +27,13 @@ class FieldNames:
 
     prompt: str
     max_new_tokens: str
+    min_new_tokens: str
     truncate: str
 
 
-TGI_FIELDS = FieldNames("inputs", "max_new_tokens", "truncate")
-COMPLETION_FIELDS = FieldNames("prompt", "max_tokens", "truncate_prompt_tokens")
-CHAT_FIELDS = FieldNames("messages", "max_tokens", "truncate_prompt_tokens")
+TGI_FIELDS = FieldNames("inputs", "max_new_tokens", "min_new_tokens", "truncate")
+COMPLETION_FIELDS = FieldNames("prompt", "max_tokens", "min_tokens", "truncate_prompt_tokens")
+CHAT_FIELDS = FieldNames("messages", "max_tokens", "min_tokens", "truncate_prompt_tokens")
 
 
 @dataclass(slots=True)
@@ -123,18 +124,13 @@ async def prepare(
     sampling = wish.sampling
     if sampling.min_new_tokens > max_new_tokens:
         raise ValidationError(
-            f"the minimum of {sampling.min_new_tokens} new tokens exceeds the {max_new_tokens} "
-            f"that can follow {len(token_ids)} prompt tokens",
-            field=names.max_new_tokens,
+            f"`{names.min_new_tokens}` must be <= {max_new_tokens}, what can follow "
+            f"{len(token_ids)} prompt tokens. Given: {sampling.min_new_tokens}",
+            field=names.min_new_tokens,
             remedy="Ask for fewer, or shorten the prompt",
         )
-    for token_id in (*(token for token, _ in sampling.logit_bias), *sampling.stop_token_ids):
-        if not 0 <= token_id < info.vocabulary:
-            raise ValidationError(
-                f"token id {token_id} is outside the vocabulary of {info.vocabulary}",
-                field="logit_bias" if sampling.logit_bias else "stop_token_ids",
-                remedy=f"Send ids from 0 to {info.vocabulary - 1}",
-            )
+    _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], info.vocabulary)
+    _check_ids("stop_token_ids", sampling.stop_token_ids, info.vocabulary)
     return EngineRequest(
         request_id=request_id,
         tenant=tenant,
@@ -173,11 +169,18 @@ def _check_tokens(token_ids: list[int], names: FieldNames, *, total: int, vocabu
             field=names.prompt,
             remedy=f"Shorten it, or let `{names.truncate}` cut it",
         )
-    if max(token_ids) >= vocabulary:
+    _check_ids(names.prompt, token_ids, vocabulary)
+
+
+def _check_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> None:
+    if not token_ids:
+        return
+    lowest, highest = min(token_ids), max(token_ids)
+    if lowest < 0 or highest >= vocabulary:
+        wrong = lowest if lowest < 0 else highest
         raise ValidationError(
-            f"`{names.prompt}` holds token id {max(token_ids)}, outside the vocabulary of "
-            f"{vocabulary}",
-            field=names.prompt,
+            f"`{field}` holds token id {wrong}, outside the vocabulary of {vocabulary}",
+            field=field,
             remedy=f"Send ids from 0 to {vocabulary - 1}",
         )
 

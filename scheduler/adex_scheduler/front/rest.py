@@ -12,7 +12,7 @@ from aiohttp import web
 from adex_proto.errors import AdexError, ServerError
 from adex_scheduler.front import rest_admin, rest_openai, rest_tgi
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.statuses import body_of, headers_of, plain_body, status_of
+from adex_scheduler.front.statuses import Family, body_of, headers_of, plain_body, status_of
 from adex_scheduler.front.visit import (
     SERVING,
     VISIT,
@@ -103,6 +103,9 @@ async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.
         return await handler(request)
     except AdexError as error:
         visit.code = error.code
+        if visit.family is Family.OPENAI and error.field == "adapter_id":
+            # These routes name the adapter in `model`.
+            error.field = "model"
         status = status_of(error, visit.family)
         if status >= 500:
             LOG.error("request %s failed: %s", visit.request_id, error)
@@ -143,17 +146,20 @@ def _plain_message(request: web.Request, error: web.HTTPException) -> str:
 
 def _log(request: web.Request, visit: Visit, status: int) -> None:
     """One line for each request; never a prompt, a token or a credential."""
-    level = logging.DEBUG if request.method == "GET" and status == 200 else logging.INFO
+    first_s = visit.timeline.first_token_s
+    # Whoever watches asks often: neither yes nor not yet is news.
+    watched = request.method == "GET" and status in (200, 503)
+    level = logging.DEBUG if watched else logging.INFO
     ACCESS.log(
         level,
-        "%s %s %d %s prompt=%d new=%d adapter=%s %.1fms id=%s",
+        "%s %s %d %s prompt_tokens=%d new_tokens=%d first_token_ms=%s total_ms=%.1f request=%s",
         request.method,
         visit.endpoint,
         status,
         visit.code,
         visit.prompt_tokens,
         visit.new_tokens,
-        visit.adapter or "-",
+        f"{(first_s - visit.timeline.began_s) * 1000:.1f}" if first_s else "-",
         visit.seconds * 1000,
         visit.request_id,
     )

@@ -176,10 +176,13 @@ def read_logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     return tuple(found)
 
 
-def build_sampling(max_new_tokens: int | None, path: str, **values: object) -> SamplingParams:
+def build_sampling(
+    max_new_tokens: int | None, names: Mapping[str, str], **values: object
+) -> SamplingParams:
     """SamplingParams of the given values; an error names the field as the caller wrote it.
 
-    `values` are fields of SamplingParams; None leaves the default.
+    `values` are fields of SamplingParams; None leaves the default. `names` maps those that the
+    route calls otherwise.
     """
     given = {name: value for name, value in values.items() if value is not None}
     try:
@@ -188,6 +191,8 @@ def build_sampling(max_new_tokens: int | None, path: str, **values: object) -> S
             **given,  # type: ignore[arg-type]
         )
     except ValidationError as error:
-        if path and error.field:
-            error.field = f"{path}.{error.field}"
+        if error.field is not None and error.field in names:
+            called = names[error.field]
+            message = error.message.replace(f"`{error.field}`", f"`{called}`")
+            raise ValidationError(message, field=called, remedy=error.remedy) from None
         raise

@@ -24,6 +24,7 @@ from adex_scheduler.front.schema import (
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SAMPLING_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 # Fields that clients send and that cannot change the text.
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 CONSTRAINED = (
@@ -149,7 +150,7 @@ def _sampling(
     given_seed = fields.integer("seed", -(2**63), SEED_MAX)
     return build_sampling(
         max_new_tokens,
-        "",
+        SAMPLING_NAMES,
         min_new_tokens=fields.integer("min_tokens", 0),
         temperature=1.0 if temperature is None else temperature,
         top_k=None if top_k is None else max(top_k, 0),

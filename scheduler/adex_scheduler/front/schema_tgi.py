@@ -1,6 +1,7 @@
 """Bodies of /generate, /generate_stream, / and /tokenize, as TGI and LoRAX know them."""
 
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from dataclasses import replace
 
 from adex_proto.errors import ValidationError
@@ -23,6 +24,9 @@ from adex_scheduler.front.schema import (
 BASE_NAMES = ("", "__base_model__")
 # Fields of other servers that would choose an adapter; unread, they would mean the base model.
 MISPLACED = ("adapter_id", "adapter_source", "lora_path", "lora_name", "model")
+SAMPLING_NAMES = {
+    field.name: f"parameters.{field.name}" for field in fields_of(SamplingParams)
+} | {"ignore_eos": "parameters.ignore_eos_token", "logprobs": "parameters.top_n_tokens"}
 TEXT_FORMAT = {"type": "text"}
 
 
@@ -122,7 +126,7 @@ def _sampling(
     given_seed = parameters.integer("seed", 0, SEED_MAX)
     return build_sampling(
         max_new_tokens,
-        "parameters",
+        SAMPLING_NAMES,
         min_new_tokens=parameters.integer("min_new_tokens", 0),
         temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
         top_k=top_k,

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 
 DONE = b"data: [DONE]\n\n"
+# What JSON leaves bare and Python's splitlines, which clients read streams with, takes for line ends.
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 # A comment: it keeps proxies from closing a quiet connection, and clients skip it.
 KEEP_ALIVE = b":\n\n"
 # JSON has no infinity; a token that cannot be drawn shows as very improbable instead.
@@ -23,7 +25,7 @@ def frame(value: Mapping[str, object]) -> bytes:
 def json_bytes(value: object) -> bytes:
     """Compact JSON in UTF-8; raises ValueError for a number JSON has no form for."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", errors="replace")
+    return text.translate(LINE_ENDS).encode("utf-8", errors="replace")
 
 
 def finite_logprob(logprob: float | None) -> float:

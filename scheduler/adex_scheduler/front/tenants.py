@@ -70,7 +70,7 @@ class Directory:
             name, _, revision = name.rpartition("@")
         if not name or name != name.strip() or (not revision and name.endswith("@")):
             raise ValidationError(
-                f"the adapter name {adapter.name!r} is empty or padded",
+                f"`adapter_id` is empty or padded, got {adapter.name!r}",
                 field="adapter_id",
                 remedy="Name the adapter by its alias, folder or id",
             )

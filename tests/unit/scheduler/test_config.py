@@ -1,0 +1,86 @@
+"""The scheduler's flags and environment."""
+
+from pathlib import Path
+
+import pytest
+
+from adex_proto.adapter import AdapterKey
+from adex_proto.errors import ValidationError
+from adex_scheduler.config import parse_options, read_alias, read_aliases
+
+MODEL = ["--model-id", "org/model"]
+
+
+def test_the_defaults_need_only_a_model() -> None:
+    options = parse_options(MODEL, {})
+    assert (options.host, options.port, options.grpc_port) == ("127.0.0.1", 8080, 9090)
+    assert options.worker == "127.0.0.1:50051"
+    assert options.aliases == {}
+    with pytest.raises(ValidationError, match="no model is named"):
+        parse_options([], {})
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    env = {"ADEX_MODEL_ID": "a/b", "ADEX_PORT": "81", "ADEX_MAX_SEQUENCES": "7"}
+    options = parse_options(["--port", "82"], env)
+    assert (options.model_id, options.port, options.running_max) == ("a/b", 82, 7)
+
+
+def test_kubernetes_own_variable_is_not_taken_for_a_port() -> None:
+    assert parse_options(MODEL, {"ADEX_PORT": "tcp://10.0.0.1:8080"}).port == 8080
+
+
+def test_adapters_come_from_flags_and_from_lora_adapters(tmp_path: Path) -> None:
+    flags = [*MODEL, "--lora-modules", f"a={tmp_path}", "b=rel/path", "--lora-modules", "c=x"]
+    options = parse_options(flags, {"LORA_ADAPTERS": "b=other, org/adapter@main, plain"})
+    assert options.aliases == {
+        "a": AdapterKey("", "local", str(tmp_path)),
+        "b": AdapterKey("", "local", "rel/path"),
+        "c": AdapterKey("", "local", "x"),
+        "org/adapter": AdapterKey("", "hub", "org/adapter", "main"),
+        "plain": AdapterKey("", "local", "plain"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["", "=", "a@b@", "a@b@c", "name=path@rev", '{"name": "a", "path": "b"}']
+)
+def test_a_form_nobody_knows_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        read_alias(text)
+
+
+def test_one_name_has_one_meaning() -> None:
+    with pytest.raises(ValidationError, match="two meanings"):
+        read_aliases(["a=x", "a=y"], [])
+    assert set(read_aliases(["a=x", "a=x"], [])) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--max-waiting", "0"],
+        ["--max-total-tokens", "many"],
+        ["--drain-seconds", "-1"],
+        ["--log-level", "loud"],
+    ],
+)
+def test_a_value_out_of_range_ends_the_start(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_options([*MODEL, *flags], {})
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_a_workers_address_must_be_one() -> None:
+    for address in ("unix:///run/adex.sock", "[::1]:5", "host:50051"):
+        assert parse_options([*MODEL, "--worker", address], {}).worker == address
+    for address in ("unix://", "host", "host:port"):
+        with pytest.raises(ValidationError, match="no address"):
+            parse_options([*MODEL, "--worker", address], {})
+
+
+def test_the_grpc_door_may_stay_shut() -> None:
+    assert parse_options([*MODEL, "--grpc-port", "off"], {}).grpc_port is None
