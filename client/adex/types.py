@@ -11,9 +11,10 @@ AdapterSource = Literal["local", "hub", "s3"]
 class Sampling(TypedDict, total=False):
     """Every sampling parameter by name; one left out, or None, takes the server's default.
 
-    `temperature` 0 is greedy, and so is do_sample=False with no other filter set. A text of
-    `stop_sequences` ends the generation and stays in the text; `stop_token_ids` end it as the
-    model's own end token does. `seed` makes a sampled text repeatable. `truncate` keeps the
+    As TGI and LoRAX have it, a generation is greedy unless `do_sample`, a filter (`top_k`, `top_p`,
+    `min_p`, `typical_p`) or a `temperature` other than 0 and 1 is given. A text of `stop_sequences`
+    ends the generation and stays in the text; `stop_token_ids` end it as the model's own end token
+    does. `seed` makes a sampled text repeatable. `truncate` keeps the
     last so many prompt tokens. `top_n_tokens` also reports the n most probable tokens at each
     position. `logit_bias` maps token ids to what is added to their logits, -100 to 100.
     """
@@ -40,7 +41,10 @@ class Sampling(TypedDict, total=False):
 
 
 class ChatSampling(TypedDict, total=False):
-    """The sampling parameters of a chat, under the same names as in `Sampling`."""
+    """The sampling parameters of a chat, under the same names as in `Sampling`.
+
+    As OpenAI has it, a chat without a `temperature` is sampled at 1; 0 makes it greedy.
+    """
 
     max_new_tokens: int | None
     min_new_tokens: int | None

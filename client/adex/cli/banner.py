@@ -79,7 +79,8 @@ def commands_to_try(sample: Sample, url: str) -> list[str]:
     return [
         shlex.join(["curl", f"{url}/generate", "-H", json_header, "-d", body]),
         shlex.join(["adex", "generate", *where, *adapter, sample.prompt]),
-        shlex.join(["adex", "chat", *where, *adapter]),
+        # A chat is sampled unless told otherwise, and a first impression should be repeatable.
+        shlex.join(["adex", "chat", *where, *adapter, "--temperature", "0"]),
     ]
 
 
