@@ -8,7 +8,7 @@ import torch
 
 from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import ProtocolViolation, SourceUnavailable, ValidationError
+from adex_proto.errors import CallerError, ProtocolViolation, SourceUnavailable, ValidationError
 from adex_proto.outcome import Held
 from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.bundle import checksum_of, pack
@@ -78,7 +78,11 @@ class AdapterStore:
             known = self._memory.version(key, resolved.stamp)
             if known is not None and self._disk.has(known.digest):
                 return known
-            version = self._convert(read_adapter(source, resolved, self._limits))
+            try:
+                version = self._convert(read_adapter(source, resolved, self._limits))
+            except CallerError as refusal:
+                self._memory.remember(resolved, refusal)
+                raise
             self._memory.remember(resolved, version)
             return version
 

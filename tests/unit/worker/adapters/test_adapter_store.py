@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 
 from adex_kernels.layout import Group, LinearShape, ModelShape, Module
 from adex_proto.adapter import AdapterKey, Tier
-from adex_proto.errors import ProtocolViolation, SourceUnavailable, ValidationError
+from adex_proto.errors import (
+    AdapterUnsupported,
+    ProtocolViolation,
+    SourceUnavailable,
+    ValidationError,
+)
 from adex_worker.adapters import device_tier
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.bundle import pack
@@ -279,6 +285,62 @@ def test_an_unchanged_adapter_is_not_read_again_and_a_changed_one_is(
     assert world.store.fetch(world.key("a")).digest != first.digest
 
 
+def test_a_refused_adapter_is_refused_again_unread_until_it_changes(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(world.root / "a")
+    write_random_adapter(folder, world.shape, config={"use_dora": True})
+    refusals: list[AdapterUnsupported] = []
+    for _ in range(3):
+        with pytest.raises(AdapterUnsupported) as caught:
+            world.store.fetch(world.key("a"))
+        refusals.append(caught.value)
+        monkeypatch.setattr(f"{STORE}.read_adapter", None)
+    assert len({(str(error), error.field, error.remedy) for error in refusals}) == 1
+    assert len(set(map(id, refusals))) == 3
+    monkeypatch.undo()
+    write(folder)
+    assert world.store.fetch(world.key("a")).modules == 14
+
+
+def test_steps_may_read_while_other_threads_page_in_and_evict(world: Any) -> None:
+    """The reader sees a whole adapter or none, and always the right one."""
+    names = "abc"
+    digests = [staged(world, name, seed=seed)[0] for seed, name in enumerate(names)]
+    expected: list[float] = []
+    for digest in digests:
+        world.store.page_in(digest, 1, 0, 8)
+        expected.append(checksum_of_slot(world, 1))
+        world.store.evict(digest, Tier.DEVICE)
+    assert len(set(expected)) == 3
+    stop = threading.Event()
+
+    def churn(index: int) -> None:
+        while not stop.is_set():
+            world.store.page_in(digests[index], index + 1, 8 * index, 8)
+            time.sleep(0.002)
+            world.store.evict(digests[index], Tier.DEVICE)
+
+    seen = [0, 0, 0]
+    with ThreadPoolExecutor(3) as pool:
+        churning = [pool.submit(churn, index) for index in range(3)]
+        deadline = time.monotonic() + 20
+        while min(seen) < 20 and time.monotonic() < deadline:
+            for index in range(3):
+                with suppress(ProtocolViolation):
+                    assert checksum_of_slot(world, index + 1) == expected[index]
+                    seen[index] += 1
+        stop.set()
+        for done in churning:
+            done.result(10)
+    assert min(seen) >= 20
+
+
+def checksum_of_slot(world: Any, slot: int) -> float:
+    weights = [world.store.slots.group(slot, layer, group) for layer in (0, 1) for group in Group]
+    return sum(float(w.a.sum()) + sum(float(part[4].sum()) for part in w.slices) for w in weights)
+
+
 def test_a_failed_fetch_is_tried_again_when_asked_again(world: Any) -> None:
     folder = write(world.root / "a")
     config = (folder / "adapter_config.json").read_text()
@@ -337,7 +399,7 @@ def test_keys_beyond_the_memory_are_read_again_and_nothing_else_changes(
     for seed, name in enumerate("abc"):
         write(world.root / name, seed=seed)
     first = [world.store.fetch(world.key(name)) for name in "abc"]
-    assert len(world.store._memory._versions) == 2
+    assert len(world.store._memory._known) == 2
     assert len(world.store._memory._keys) == 2
     assert [world.store.fetch(world.key(name)) for name in "abc"] == first
 
