@@ -14,9 +14,9 @@ class Sampling(TypedDict, total=False):
     As TGI and LoRAX have it, a generation is greedy unless `do_sample`, a filter (`top_k`, `top_p`,
     `min_p`, `typical_p`) or a `temperature` other than 0 and 1 is given. A text of `stop_sequences`
     ends the generation and stays in the text; `stop_token_ids` end it as the model's own end token
-    does. `seed` makes a sampled text repeatable. `truncate` keeps the
-    last so many prompt tokens. `top_n_tokens` also reports the n most probable tokens at each
-    position. `logit_bias` maps token ids to what is added to their logits, -100 to 100.
+    does. `seed` makes a sampled text repeatable. `truncate` keeps the last so many prompt tokens.
+    `top_n_tokens` also reports the n most probable tokens at each position. `logit_bias` maps token
+    ids to what is added to their logits, -100 to 100.
     """
 
     max_new_tokens: int | None
