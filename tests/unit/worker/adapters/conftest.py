@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterKey
+from adex_proto.errors import AdexError
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.store import AdapterStore
-from adex_worker.testing import tiny_config, tiny_shape
+from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
 
 
 @dataclass(slots=True)
@@ -34,6 +36,21 @@ class World:
         pages = self.arena.pages_for(version.bundle_bytes)
         self.store.page_in(version.digest, slot, first_page, pages)
         return version.digest
+
+    def write(self, name: str, **arguments: Any) -> Path:
+        """A sound adapter in the root, made as `write_random_adapter` makes one; its folder."""
+        return write_random_adapter(self.root / name, self.shape, **arguments)
+
+    def refusal(self, kind: type[AdexError], name: str = "a") -> AdexError:
+        """The refusal to fetch the adapter: it names a field and a remedy, and leaves no bundle."""
+        with pytest.raises(AdexError) as caught:
+            self.store.fetch(self.key(name))
+        error = caught.value
+        assert type(error) is kind, repr(error)
+        assert error.field
+        assert error.remedy
+        assert self.bundles == []
+        return error
 
     @property
     def bundles(self) -> list[Path]:

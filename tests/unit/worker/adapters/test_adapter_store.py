@@ -11,20 +11,13 @@ import pytest
 import torch
 
 from adex_kernels.layout import Group, LinearShape, ModelShape, Module
-from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.adapter import Tier
 from adex_proto.errors import (
-    AdapterUnsupported,
     ProtocolViolation,
     SourceUnavailable,
-    ValidationError,
 )
 from adex_worker.adapters import device_tier
-from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.adapters.bundle import pack
-from adex_worker.adapters.format import read_adapter
 from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
-
-STORE = "adex_worker.adapters.store"
 
 
 def write(folder: Path, seed: int = 0, rank: int = 8) -> Path:
@@ -32,7 +25,7 @@ def write(folder: Path, seed: int = 0, rank: int = 8) -> Path:
 
 
 def test_an_adapter_goes_through_every_tier_and_back(world: Any) -> None:
-    write(world.root / "a")
+    world.write("a")
     digest = world.page_in("a", slot=1, first_page=0)
     assert 1 in world.store.slots
     (held,) = world.store.held()
@@ -50,7 +43,7 @@ def test_an_adapter_goes_through_every_tier_and_back(world: Any) -> None:
 
 
 def test_the_version_tells_what_the_bundle_takes(world: Any) -> None:
-    write(world.root / "a", rank=8)
+    world.write("a", rank=8)
     version = world.store.fetch(world.key("a"))
     q, kv, wide = 64, 32, 96
     a_elements = 8 * (3 * 64 + q + 2 * 64 + wide)
@@ -77,35 +70,9 @@ def test_an_absent_module_costs_nothing(world: Any) -> None:
     assert b.shape == (8, 32)
 
 
-def test_views_lie_in_the_arena_at_the_pages_that_were_given(world: Any) -> None:
-    write(world.root / "a")
-    digest = world.page_in("a", slot=1, first_page=11)
-    version = world.store.fetch(world.key("a"))
-    start = world.arena.bytes.data_ptr() + 11 * world.arena.page_bytes
-    stop = start + version.bundle_bytes
-    for layer in range(2):
-        for group in Group:
-            weights = world.store.slots.group(1, layer, group)
-            for matrix in (weights.a, *(part[4] for part in weights.slices)):
-                assert start <= matrix.data_ptr() < stop
-                assert matrix.data_ptr() % 64 == 0
-                assert matrix.is_contiguous()
-    assert not world.arena.holds_adapter(10)
-    assert world.arena.holds_adapter(11)
-    assert not world.arena.holds_adapter(11 + world.arena.pages_for(version.bundle_bytes))
-    assert digest == version.digest
-
-
 def test_a_slot_without_an_adapter_never_reads_as_the_base_model(world: Any) -> None:
     with pytest.raises(ProtocolViolation, match="slot 4"):
         world.store.slots.group(4, 0, Group.QKV)
-
-
-def test_an_unknown_source_is_refused_with_those_there_are(world: Any) -> None:
-    with pytest.raises(ValidationError, match=r"`adapter_source` 'hub'.*local") as caught:
-        world.store.fetch(AdapterKey("", "hub", "some/adapter"))
-    assert caught.value.field == "adapter_source"
-    assert "local" in str(caught.value.remedy)
 
 
 def staged(world: Any, name: str = "a", **arguments: Any) -> tuple[str, int]:
@@ -160,7 +127,7 @@ def test_an_adapter_is_on_the_device_once(world: Any) -> None:
 
 
 def test_commands_for_a_tier_the_adapter_is_not_in_are_violations(world: Any) -> None:
-    write(world.root / "a")
+    world.write("a")
     digest = world.store.fetch(world.key("a")).digest
     with pytest.raises(ProtocolViolation, match="not in host memory"):
         world.store.page_in(digest, 1, 0, 8)
@@ -175,7 +142,7 @@ def test_commands_for_a_tier_the_adapter_is_not_in_are_violations(world: Any) ->
 def test_host_memory_is_never_exceeded(make_world: Any) -> None:
     world = make_world(host_bytes=100_000)
     a, _ = staged(world, "a")
-    write(world.root / "b", seed=1)
+    world.write("b", seed=1)
     b = world.store.fetch(world.key("b")).digest
     with pytest.raises(ProtocolViolation, match="59392 of 100000"):
         world.store.stage(b)
@@ -232,77 +199,6 @@ def test_a_copy_under_way_when_the_stream_ends_is_waited_for_and_not_published(
     world.store.page_in(digest, 1, 0, pages)
 
 
-def test_concurrent_fetches_of_one_key_read_it_once(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(world.root / "a")
-    reads: list[str] = []
-
-    def counted(source: Any, resolved: Any, limits: Any) -> Any:
-        reads.append(resolved.location)
-        time.sleep(0.02)
-        return read_adapter(source, resolved, limits)
-
-    monkeypatch.setattr(f"{STORE}.read_adapter", counted)
-    with ThreadPoolExecutor(8) as pool:
-        versions = list(pool.map(world.store.fetch, [world.key("a")] * 32))
-    assert len(set(versions)) == 1
-    assert len(reads) == 1
-
-
-def test_keys_of_the_same_content_share_one_bundle(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed: list[str] = []
-
-    def counted(adapter: Any, dtype: torch.dtype) -> torch.Tensor:
-        packed.append(adapter.version.digest)
-        return pack(adapter, dtype)
-
-    monkeypatch.setattr(f"{STORE}.pack", counted)
-    names = [f"a{n}" for n in range(6)]
-    for name in names:
-        write(world.root / name)
-    with ThreadPoolExecutor(6) as pool:
-        versions = list(pool.map(world.store.fetch, map(world.key, names)))
-    assert len(set(versions)) == 1
-    assert len(packed) == 1
-    assert len(world.bundles) == 1
-
-
-def test_an_unchanged_adapter_is_not_read_again_and_a_changed_one_is(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(world.root / "a")
-    first = world.store.fetch(world.key("a"))
-    with monkeypatch.context() as patch:
-        patch.setattr(f"{STORE}.read_adapter", None)
-        started = time.perf_counter()
-        for _ in range(100):
-            assert world.store.fetch(world.key("a")) == first
-        assert time.perf_counter() - started < 1.0
-    write(world.root / "a", seed=1)
-    assert world.store.fetch(world.key("a")).digest != first.digest
-
-
-def test_a_refused_adapter_is_refused_again_unread_until_it_changes(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write(world.root / "a")
-    write_random_adapter(folder, world.shape, config={"use_dora": True})
-    refusals: list[AdapterUnsupported] = []
-    for _ in range(3):
-        with pytest.raises(AdapterUnsupported) as caught:
-            world.store.fetch(world.key("a"))
-        refusals.append(caught.value)
-        monkeypatch.setattr(f"{STORE}.read_adapter", None)
-    assert len({(str(error), error.field, error.remedy) for error in refusals}) == 1
-    assert len(set(map(id, refusals))) == 3
-    monkeypatch.undo()
-    write(folder)
-    assert world.store.fetch(world.key("a")).modules == 14
-
-
 def test_steps_may_read_while_other_threads_page_in_and_evict(world: Any) -> None:
     """The reader sees a whole adapter or none, and always the right one."""
     names = "abc"
@@ -339,89 +235,6 @@ def test_steps_may_read_while_other_threads_page_in_and_evict(world: Any) -> Non
 def checksum_of_slot(world: Any, slot: int) -> float:
     weights = [world.store.slots.group(slot, layer, group) for layer in (0, 1) for group in Group]
     return sum(float(w.a.sum()) + sum(float(part[4].sum()) for part in w.slices) for w in weights)
-
-
-def test_a_failed_fetch_is_tried_again_when_asked_again(world: Any) -> None:
-    folder = write(world.root / "a")
-    config = (folder / "adapter_config.json").read_text()
-    (folder / "adapter_config.json").write_text("{")
-    for _ in range(2):
-        with pytest.raises(Exception, match="not valid JSON"):
-            world.store.fetch(world.key("a"))
-    (folder / "adapter_config.json").write_text(config)
-    assert world.store.fetch(world.key("a")).modules == 14
-    assert len(world.store._locks) == 0
-
-
-def test_a_file_that_changes_while_it_is_read_is_not_believed(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write(world.root / "a")
-    weights = folder / "adapter_model.safetensors"
-    other = write(world.root / "b", seed=1) / "adapter_model.safetensors"
-    source = world.store._sources["local"]
-    real_open = source.open
-
-    def open_then_rewrite(resolved: Any, name: str) -> Any:
-        stream = real_open(resolved, name)
-        if name == weights.name:
-            weights.write_bytes(other.read_bytes())
-        return stream
-
-    monkeypatch.setattr(source, "open", open_then_rewrite)
-    with pytest.raises(SourceUnavailable, match="changed while it was read") as caught:
-        world.store.fetch(world.key("a"))
-    assert caught.value.retry_after_s
-    assert world.bundles == []
-
-
-def test_a_file_that_is_cut_while_it_is_read_is_not_believed(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write(world.root / "a")
-    source = world.store._sources["local"]
-    real_open = source.open
-
-    def open_then_cut(resolved: Any, name: str) -> Any:
-        stream = real_open(resolved, name)
-        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
-        return stream
-
-    monkeypatch.setattr(source, "open", open_then_cut)
-    with pytest.raises(SourceUnavailable, match="changed while it was read"):
-        world.store.fetch(world.key("a"))
-
-
-def test_keys_beyond_the_memory_are_read_again_and_nothing_else_changes(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(world.store._memory, "_keys_max", 2)
-    for seed, name in enumerate("abc"):
-        write(world.root / name, seed=seed)
-    first = [world.store.fetch(world.key(name)) for name in "abc"]
-    assert len(world.store._memory._known) == 2
-    assert len(world.store._memory._keys) == 2
-    assert [world.store.fetch(world.key(name)) for name in "abc"] == first
-
-
-def test_arena_gives_the_same_memory_as_pages_and_as_kv_blocks() -> None:
-    page_bytes = kv_page_bytes(16, 2, 2, 16, torch.bfloat16)
-    assert page_bytes == 16 * 2 * 2 * 2 * 16 * 2
-    arena = Arena(pages=5, page_bytes=page_bytes, dtype=torch.bfloat16, device="cpu")
-    kv = arena.kv(layers=2, block_tokens=16, kv_heads=2, head_dim=16)
-    assert kv.shape == (5, 2, 2, 16, 2, 16)
-    kv[3].fill_(1.5)
-    assert (arena.run_elements(3, page_bytes // 2) == 1.5).all()
-    assert kv.data_ptr() == arena.bytes.data_ptr()
-    assert not kv[2].any()
-
-
-def test_an_arena_of_unaligned_pages_or_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 64"):
-        Arena(pages=1, page_bytes=100, dtype=torch.float32, device="cpu")
-    arena = Arena(pages=1, page_bytes=8192, dtype=torch.float32, device="cpu")
-    with pytest.raises(ValueError, match="4096 bytes, a page has 8192"):
-        arena.kv(layers=1, block_tokens=16, kv_heads=2, head_dim=16)
 
 
 def test_a_model_of_mixed_ranks_and_shapes_keeps_every_matrix(make_world: Any) -> None:
