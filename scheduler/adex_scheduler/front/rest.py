@@ -26,6 +26,7 @@ from adex_scheduler.front.visit import (
 LOG = logging.getLogger("adex.front")
 ACCESS = logging.getLogger("adex.access")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PROBES = ("/", "/health", "/ping")
 CLIENT_GONE = "cancelled"
 
 
@@ -69,6 +70,7 @@ def create_app(serving: Serving) -> web.Application:
 
 async def _mark(request: web.Request, response: web.StreamResponse) -> None:
     """Headers that stand on every answer, streams included."""
+    response.headers["Server"] = "adex"
     if VISIT not in request:
         return
     visit = visit_of(request)
@@ -107,7 +109,7 @@ async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.
             # These routes name the adapter in `model`.
             error.field = "model"
         status = status_of(error, visit.family)
-        if status >= 500:
+        if isinstance(error, ServerError):
             LOG.error("request %s failed: %s", visit.request_id, error)
         headers = headers_of(error, visit.family)
         return json_reply(body_of(error, visit.family), headers, status)
