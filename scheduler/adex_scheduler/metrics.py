@@ -5,7 +5,13 @@ No label names an adapter or a tenant: there may be thousands, and some are priv
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -124,6 +130,8 @@ class SchedulerMetrics:
         statistics: Callable[[], CoreStatistics | None],
         info: Callable[[], WorkerInfo | None],
     ) -> None:
+        # When a counter was born doubles the number of series and tells nobody anything.
+        disable_created_metrics()
         self._registry = CollectorRegistry()
         self._registry.register(_CoreCollector(statistics, info))
         self._requests = Counter(

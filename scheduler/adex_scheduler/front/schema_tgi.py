@@ -24,9 +24,10 @@ from adex_scheduler.front.schema import (
 BASE_NAMES = ("", "__base_model__")
 # Fields of other servers that would choose an adapter; unread, they would mean the base model.
 MISPLACED = ("adapter_id", "adapter_source", "lora_path", "lora_name", "model")
-SAMPLING_NAMES = {
-    field.name: f"parameters.{field.name}" for field in fields_of(SamplingParams)
-} | {"ignore_eos": "parameters.ignore_eos_token", "logprobs": "parameters.top_n_tokens"}
+SAMPLING_NAMES = {field.name: f"parameters.{field.name}" for field in fields_of(SamplingParams)} | {
+    "ignore_eos": "parameters.ignore_eos_token",
+    "logprobs": "parameters.top_n_tokens",
+}
 TEXT_FORMAT = {"type": "text"}
 
 

@@ -38,6 +38,8 @@ def read_model_files(model: str, revision: str | None = None) -> dict[str, str]:
     if folder.is_dir():
         paths = {name: folder / name for name in (REQUIRED, *OPTIONAL)}
         found = {name: path for name, path in paths.items() if path.is_file()}
+    elif model.startswith(("/", "./", "../", "~")):
+        raise _no_model(model, "there is no such folder")
     else:
         found = _download(model, revision)
     if REQUIRED not in found:
@@ -76,7 +78,7 @@ def _download(model: str, revision: str | None) -> dict[str, Path]:
 
 
 def _no_model(model: str, reason: str) -> ValidationError:
-    first_line = reason.splitlines()[0] if reason else "unknown reason"
+    first_line = reason.splitlines()[0].rstrip(". ") if reason else "unknown reason"
     return ValidationError(
         f"model `{model}` is neither a folder nor readable from the hub: {first_line}",
         field="model_id",
