@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IntArray = NDArray[np.int64]
+KeyArray = NDArray[np.int32]
 UintArray = NDArray[np.uint64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """top-k, top-p, min-p and typical-p, in that order, as transformers' logits warpers define them.
 
-A filter keeps a few of very many tokens, so the candidates are first the WIDTH most probable ones
-of each row. A row whose filters may keep more than those is done again over the whole vocabulary.
+A filter keeps a few of very many tokens, so the candidates are first the most probable ones of
+each row. A row whose filters may keep more than those is done again over more of them.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WIDTH = 1024
+# How many candidates are looked at, in turn, before the whole vocabulary.
+WIDTHS = (1024, 16384)
 
 
 @dataclass(slots=True)

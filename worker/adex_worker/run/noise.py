@@ -10,56 +10,61 @@ across the uniform, and there are as many boundaries as tokens.
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from adex_worker.run.arrays import IntArray, UintArray
+from adex_worker.run.arrays import IntArray, KeyArray, UintArray
 
 # Odd constants of splitmix64 (Steele, Lea and Flood 2014) and of murmur3's 32-bit finaliser.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
-_FINAL_A = 0x85EBCA6B
-_FINAL_B = 0xC2B2AE35
-_LOW_32 = 0xFFFFFFFF
+_SPREAD = 0x9E3779B1 - 2**32
+_FINAL_A = 0x85EBCA6B - 2**32
+_FINAL_B = 0xC2B2AE35 - 2**32
+
+# The token that stands for all tokens beyond the candidates.
+TAIL = -1
 
 
-def draw_keys(seeds: UintArray, positions: IntArray) -> IntArray:
-    """[rows] int64: 32 bits hashed from each seed [rows] and output position [rows]."""
+def draw_keys(seeds: UintArray, positions: IntArray) -> KeyArray:
+    """[rows] int32: hashed from each seed [rows] and output position [rows]."""
     with np.errstate(over="ignore"):
         mixed = _splitmix(seeds ^ _splitmix(positions.astype(np.uint64)))
-    keys: IntArray = (mixed >> np.uint64(32)).astype(np.int64)
-    return keys
+    return (mixed >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
-def exponentials(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Standard exponential variates, one for each key and token.
+def spread(token_ids: Tensor) -> Tensor:
+    """Token ids as int32 of which neighbours differ in half of their bits; TAIL has its own."""
+    return _finalise_((token_ids.to(torch.int32) + 1) * _SPREAD)
+
+
+def log_exponentials(keys: Tensor, spread_ids: Tensor) -> Tensor:
+    """Logarithms of standard exponential variates, one for each key and token.
 
     Args:
-        keys: [rows, 1] int64 from `draw_keys`.
-        token_ids: [rows, tokens] or [1, tokens] int64.
-    Returns: [rows, tokens] float32, each above 0.
+        keys: [rows] int32 from `draw_keys`.
+        spread_ids: [rows, tokens] or [1, tokens] int32 from `spread`.
+    Returns: [rows, tokens] float32; +inf once in 2**25, where the token then cannot win.
     """
-    # The tokens are spread first, so that neighbouring ones differ in half of their bits before
-    # the key is mixed in. int64 throughout: torch has no full set of unsigned operations.
-    bits = _finalise((token_ids + 1) * 0x9E3779B1 & _LOW_32)
-    bits = _finalise(bits ^ keys)
-    # The middles of 2**32 equal cells of (0, 1), so that the logarithm is finite; in float64, since
-    # a float32 would round the topmost cells to 1 and let the variate be 0.
-    uniforms = bits.double().add_(0.5).mul_(2.0**-32)
-    return uniforms.log_().neg_().float()
+    bits = _finalise_(spread_ids ^ keys.unsqueeze(1))
+    # The middles of 2**31 equal cells of (0, 1). A winner's variate is small, and there both the
+    # cells and float32 are finest: hence log(1 - u) and not log(u).
+    uniforms = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
+    return uniforms.neg_().log1p_().neg_().log_()
 
 
-def race(scores: Tensor, token_ids: Tensor, keys: Tensor) -> Tensor:
+def race(scores: Tensor, spread_ids: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token for each row.
 
     Args:
         scores: [rows, tokens] float32 logits, -inf where a token may not be drawn.
-        token_ids: [rows, tokens] or [1, tokens] int64, what each column stands for.
-        keys: [rows] int64 from `draw_keys`.
-    Returns: [rows] int64, the winning column.
+        spread_ids: [rows, tokens] or [1, tokens] int32 from `spread`, what each column stands for.
+        keys: [rows] int32 from `draw_keys`.
+    Returns: [rows] float32, by how much each winner ran, and [rows] int64, the winning column.
     """
-    noise = exponentials(keys.unsqueeze(1), token_ids)
-    return (scores - noise.log_()).argmax(1)
+    won, column = log_exponentials(keys, spread_ids).neg_().add_(scores).max(1)
+    return won, column
 
 
 def _splitmix(state: UintArray) -> UintArray:
@@ -69,8 +74,11 @@ def _splitmix(state: UintArray) -> UintArray:
     return state ^ (state >> np.uint64(31))
 
 
-def _finalise(bits: Tensor) -> Tensor:
-    """Mix 32 bits held in int64; the products' upper halves are cut off."""
-    bits = (bits ^ (bits >> 16)) * _FINAL_A & _LOW_32
-    bits = (bits ^ (bits >> 13)) * _FINAL_B & _LOW_32
-    return bits ^ (bits >> 16)
+def _finalise_(bits: Tensor) -> Tensor:
+    """Mix int32 in place. torch shifts the sign in, so each shift is followed by a mask."""
+    bits ^= (bits >> 16) & 0xFFFF
+    bits *= _FINAL_A
+    bits ^= (bits >> 13) & 0x7FFFF
+    bits *= _FINAL_B
+    bits ^= (bits >> 16) & 0xFFFF
+    return bits

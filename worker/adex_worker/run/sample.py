@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from adex_worker.run.arrays import BoolArray, FloatArray, IntArray, upload
-from adex_worker.run.filters import WIDTH, FilterColumns, candidates
-from adex_worker.run.noise import draw_keys, race
+from adex_worker.run.filters import WIDTHS, FilterColumns, candidates
+from adex_worker.run.noise import TAIL, draw_keys, race, spread
 from adex_worker.run.sampling_table import Needs, SamplingTable
 
 # Drawing keeps several numbers for each token of each row; this many at once bounds the memory.
-_ELEMENTS_AT_ONCE = 1 << 22
+_ELEMENTS_AT_ONCE = 1 << 21
+# Tokens that run on their own in a draw from all of them.
+_HEAD = 1024
 
 
 @dataclass(slots=True)
@@ -153,10 +155,26 @@ def _choose(batch: _Batch, finite: Tensor) -> Tensor:
 
 
 def _draw(batch: _Batch, index: IntArray) -> Tensor:
-    """[index] int64, drawn from all tokens."""
-    scores = _tempered(batch, index)
-    every = torch.arange(scores.shape[1], device=batch.device).unsqueeze(0)
-    return race(scores, every, _keys(batch, index))
+    """[index] int64, drawn from all tokens.
+
+    The most probable tokens run on their own and all others as one, with their joint probability.
+    Only where those others win, which is seldom, do they run against each other.
+    """
+    scores, keys = _tempered(batch, index), _keys(batch, index)
+    if scores.shape[1] <= 4 * _HEAD:
+        return race(scores, _every(scores), keys)[1]
+    values, token_ids = scores.topk(_HEAD, dim=1, sorted=False)
+    won, column = race(values, spread(token_ids), keys)
+    chosen = token_ids.gather(1, column.unsqueeze(1)).squeeze(1)
+    # In float64, so that what is left of the whole is not lost in the rounding of the whole.
+    tail = scores.exp().sum(1, dtype=torch.float64) - values.exp_().sum(1, dtype=torch.float64)
+    alone = spread(torch.full((1, 1), TAIL, device=batch.device))
+    tail_won, _ = race(tail.clamp_(min=0).log_().float().unsqueeze(1), alone, keys)
+    behind = (tail_won > won).nonzero().squeeze(1)
+    if len(behind):
+        others = scores[behind].scatter_(1, token_ids[behind], float("-inf"))
+        chosen[behind] = race(others, _every(others), keys[behind])[1]
+    return chosen
 
 
 def _draw_filtered(batch: _Batch, index: IntArray) -> Tensor:
@@ -166,14 +184,23 @@ def _draw_filtered(batch: _Batch, index: IntArray) -> Tensor:
     reals = upload(columns.astype(np.float32), batch.device).unsqueeze(2)
     filters = FilterColumns(upload(table.top_k[rows], batch.device).unsqueeze(1), *reals)
     scores, keys = _tempered(batch, index), _keys(batch, index)
-    values, token_ids, complete = candidates(scores, filters, WIDTH)
-    chosen = token_ids.gather(1, race(values, token_ids, keys).unsqueeze(1)).squeeze(1)
-    again = (~complete).nonzero().squeeze(1)
-    if len(again):
-        values, token_ids, _ = candidates(scores[again], filters.at(again), scores.shape[1])
-        winners = race(values, token_ids, keys[again]).unsqueeze(1)
-        chosen[again] = token_ids.gather(1, winners).squeeze(1)
+    chosen = torch.zeros(len(index), dtype=torch.int64, device=batch.device)
+    left = torch.arange(len(index), device=batch.device)
+    for width in (*WIDTHS, scores.shape[1]):
+        values, token_ids, complete = candidates(scores, filters, width)
+        _, column = race(values, spread(token_ids), keys)
+        # A row that is not complete is drawn again, from more candidates.
+        chosen[left] = token_ids.gather(1, column.unsqueeze(1)).squeeze(1)
+        again = (~complete).nonzero().squeeze(1)
+        if not len(again):
+            break
+        scores, keys, filters, left = scores[again], keys[again], filters.at(again), left[again]
     return chosen
+
+
+def _every(scores: Tensor) -> Tensor:
+    """[1, vocabulary]: each column is its own token."""
+    return spread(torch.arange(scores.shape[1], device=scores.device)).unsqueeze(0)
 
 
 def _tempered(batch: _Batch, index: IntArray) -> Tensor:
