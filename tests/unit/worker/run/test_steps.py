@@ -1,0 +1,103 @@
+"""One thread, plans in order, and nothing that a runner does can end it."""
+
+import threading
+from concurrent.futures import wait
+
+from adex_proto.errors import StepFailed
+from adex_proto.outcome import StepOutcome
+from adex_proto.plan import Span, StepPlan
+from adex_worker.run.steps import StepThread
+
+
+class SlowRunner:
+    """Waits for `go` in each step, and remembers what it was asked, and on which thread."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.running = threading.Event()
+        self.log: list[str] = []
+        self.threads: set[str] = set()
+
+    def run(self, plan: StepPlan) -> StepOutcome:
+        self.threads.add(threading.current_thread().name)
+        self.running.set()
+        assert self.go.wait(10)
+        self.log.append(f"step {plan.step}")
+        if plan.step == 13:
+            raise ZeroDivisionError
+        return StepOutcome(plan.step, ())
+
+    def forget_all(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.log.append("forget")
+
+
+def plan(step: int) -> StepPlan:
+    return StepPlan(step, (), (Span(7, 0, 1, True),))
+
+
+def started(runner: SlowRunner) -> tuple[StepThread, list[StepOutcome]]:
+    steps = StepThread(runner)
+    steps.start()
+    return steps, []
+
+
+def test_plans_run_in_order_on_one_thread() -> None:
+    runner = SlowRunner()
+    steps, outcomes = started(runner)
+    runner.go.set()
+    for step in range(100):
+        steps.submit(plan(step), outcomes.append)
+    wait([steps.reset()], 0)
+    done = threading.Event()
+    steps.submit(plan(100), lambda _: done.set())
+    assert done.wait(10)
+    ran = [entry for entry in runner.log if entry != "forget"]
+    assert ran == sorted(ran, key=lambda entry: int(entry.split()[1]))
+    assert len(runner.threads) == 1
+    assert steps.last_step == 100
+    steps.stop()
+
+
+def test_a_reset_drops_what_waits_lets_the_running_step_finish_and_forgets() -> None:
+    runner = SlowRunner()
+    steps, outcomes = started(runner)
+    for step in range(5):
+        steps.submit(plan(step), outcomes.append)
+    assert runner.running.wait(10)
+    finished = steps.reset()
+    assert not finished.done()
+    runner.go.set()
+    finished.result(10)
+    assert runner.log == ["step 0", "forget"]
+    assert [outcome.step for outcome in outcomes] == [0]
+    assert steps.last_step == -1
+    steps.stop()
+
+
+def test_a_step_that_raises_fails_its_sequences_and_the_thread_goes_on() -> None:
+    runner = SlowRunner()
+    runner.go.set()
+    steps, outcomes = started(runner)
+    done = threading.Event()
+    steps.submit(plan(13), outcomes.append)
+    steps.submit(plan(14), lambda _: done.set())
+    assert done.wait(10)
+    assert [failure.sequence for failure in outcomes[0].failures] == [7]
+    assert isinstance(outcomes[0].failures[0].error, StepFailed)
+    steps.stop()
+
+
+def test_a_stop_lets_the_running_step_finish_and_takes_no_more() -> None:
+    runner = SlowRunner()
+    steps, outcomes = started(runner)
+    for step in range(3):
+        steps.submit(plan(step), outcomes.append)
+    assert runner.running.wait(10)
+    threading.Timer(0.1, runner.go.set).start()
+    steps.stop()
+    assert runner.log == ["step 0"]
+    steps.submit(plan(9), outcomes.append)
+    steps.reset().result(1)
+    steps.stop()
+    assert [outcome.step for outcome in outcomes] == [0]
