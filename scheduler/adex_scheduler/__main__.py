@@ -174,7 +174,7 @@ def _configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     if level != "DEBUG":
-        # The fronts write one line for each request; the engine's own, for each sequence, is detail.
+        # The fronts write a line for each request; the engine's, for each sequence, is detail.
         logging.getLogger("adex_scheduler.engine").setLevel(logging.WARNING)
 
 

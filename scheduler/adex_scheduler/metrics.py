@@ -131,7 +131,7 @@ class SchedulerMetrics:
         info: Callable[[], WorkerInfo | None],
     ) -> None:
         # When a counter was born doubles the number of series and tells nobody anything.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._registry.register(_CoreCollector(statistics, info))
         self._requests = Counter(

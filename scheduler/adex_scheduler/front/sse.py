@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 DONE = b"data: [DONE]\n\n"
-# What JSON leaves bare and Python's splitlines, which clients read streams with, takes for line ends.
+# What JSON leaves bare, and Python's splitlines, which clients use, takes for line ends.
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 # A comment: it keeps proxies from closing a quiet connection, and clients skip it.
 KEEP_ALIVE = b":\n\n"
