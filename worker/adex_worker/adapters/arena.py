@@ -5,7 +5,9 @@ checks the scheduler's word for adapter runs: a run outside the arena or over an
 protocol violation, never a silent overwrite.
 """
 
+import mmap
 import threading
+from contextlib import suppress
 
 import torch
 
@@ -37,7 +39,7 @@ class Arena:
         self.page_bytes = page_bytes
         self.dtype = dtype
         # Zeros, so that whatever a step reads past the end of a sequence is a finite number.
-        self.bytes = torch.zeros(pages * page_bytes, dtype=torch.uint8, device=device)
+        self.bytes = _zeros(pages * page_bytes, torch.device(device))
         self.elements = self.bytes.view(dtype)
         self._runs: dict[int, int] = {}  # first page -> pages
         self._is_adapter = bytearray(pages)
@@ -102,3 +104,15 @@ class Arena:
         """Pages that hold adapters."""
         with self._lock:
             return sum(self._runs.values())
+
+
+def _zeros(size: int, device: torch.device) -> torch.Tensor:
+    """[size] uint8. On a CPU the kernel hands out the memory as it is first used, so that a large
+    pool neither delays the start nor takes what it does not need."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # A kernel without huge pages serves small ones.
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

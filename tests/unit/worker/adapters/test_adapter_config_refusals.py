@@ -168,21 +168,20 @@ def test_a_pattern_made_to_hang_does_not(pattern: str, world: Any) -> None:
     [
         r"(q)\1",
         "(?=q)",
-        "(?P<n>q)",
-        "q{2,9}",
-        "q*?",
+        "(?!k)q",
+        "q{,9}",
+        "[[:alpha:]]",
+        "q{2000}",
         "(q",
         "q)",
         "[q",
         "*q",
-        "a**",
-        r"\x41",
-        "(?i)q",
+        "q*+",
+        r"\Z",
         "q" * 300,
-        "(" * 100 + ")" * 100,
     ],
 )
-def test_a_pattern_outside_the_grammar_is_refused_by_name(pattern: str, world: Any) -> None:
+def test_a_pattern_that_re2_does_not_serve_is_refused_by_name(pattern: str, world: Any) -> None:
     world.write("a", config={"alpha_pattern": {pattern: 4}})
     error = world.refusal(AdapterUnsupported)
     assert error.field == "alpha_pattern"
@@ -190,13 +189,8 @@ def test_a_pattern_outside_the_grammar_is_refused_by_name(pattern: str, world: A
     assert pattern[:20] in error.message.replace("\\\\", "\\")
 
 
-@pytest.mark.parametrize(
-    "patterns",
-    [{f"x{n}": 4 for n in range(5000)}, {f"x+{n}": 4 for n in range(65)}],
-    ids=["plain", "rich"],
-)
-def test_too_many_patterns_are_refused(patterns: dict[str, int], world: Any) -> None:
-    world.write("a", config={"alpha_pattern": patterns})
+def test_too_many_patterns_are_refused(world: Any) -> None:
+    world.write("a", config={"alpha_pattern": {f"x{n}": 4 for n in range(5000)}})
     assert "too many" in world.refusal(AdapterUnsupported).message
 
 

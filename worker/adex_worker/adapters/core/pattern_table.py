@@ -1,67 +1,81 @@
-"""`rank_pattern` and `alpha_pattern`: which key of the table speaks for a module."""
+"""`rank_pattern` and `alpha_pattern`: which key of the table speaks for a module.
 
-import re
-from collections.abc import Callable, Iterable
+PEFT resolves them with `re.match(rf"(.*\\.)?({key})$", path)`; the first key that matches wins. The
+keys come from strangers and `re` backtracks, so a hostile key could hold a thread for years. RE2
+matches the same language in time linear in the path, and refuses what it cannot (look-around, back
+references) when the key is read.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import re2  # pyright: ignore[reportMissingTypeStubs]
 
 from adex_proto.errors import AdapterMalformed, AdapterUnsupported
-from adex_worker.adapters.core.pattern import PATTERN_LENGTH_MAX, PatternRefused, SafePattern
 
+PATTERN_LENGTH_MAX = 256
 PATTERNS_MAX = 4096
-# A plain key costs one comparison; a rich one a simulation per module.
-RICH_PATTERNS_MAX = 64
-# Plain comparisons and states of simulations together: about a second at the very worst.
-WORK_MAX = 2_000_000
+# Keys times modules: some seconds at the very worst.
+COMPARISONS_MAX = 2_000_000
+# Bytes of automaton a key may need; repetitions of repetitions are refused by it.
+_PATTERN_BYTES_MAX = 1 << 20
+# What `re` and RE2 read differently: a repetition without a lower bound, a named class.
+_AMBIGUOUS = ("{,", "[[")
 
-# A key of these alone cannot make `re` backtrack: only the `(.*\\.)?` before it can move.
-_PLAIN = re.compile(r"(?:[A-Za-z0-9_.-]|\\\.)+")
+
+class _Pattern(Protocol):
+    """A compiled key."""
+
+    def match(self, path: str, /) -> object | None: ...
 
 
 class PatternTable:
     """The keys of one pattern table, in the order of the config."""
 
     def __init__(self, keys: Iterable[str], *, field: str, file: str) -> None:
-        """Raises AdapterUnsupported for a key outside the grammar or too many keys."""
+        """Raises AdapterUnsupported for a key that RE2 does not serve, or too many keys."""
         self._field, self._file = field, file
-        self._matchers: list[tuple[str, Callable[[str], bool]]] = []
-        self._rich: list[SafePattern] = []
+        self._patterns: list[tuple[str, _Pattern]] = []
         self._compared = 0
         for key in keys:
             if len(key) > PATTERN_LENGTH_MAX:
                 raise self._refusal(key, f"is {len(key)} characters long")
-            self._matchers.append((key, self._matcher(key)))
-            if len(self._rich) > RICH_PATTERNS_MAX or len(self._matchers) > PATTERNS_MAX:
+            if len(self._patterns) == PATTERNS_MAX:
                 raise self._refusal(key, "is one pattern too many")
+            self._patterns.append((key, self._compiled(key)))
 
     def key_for(self, path: str) -> str | None:
         """The first key that matches the module at `path`, as PEFT chooses it, or None."""
-        self._compared += len(self._matchers)
-        if self._compared + sum(pattern.work for pattern in self._rich) > WORK_MAX:
+        self._compared += len(self._patterns)
+        if self._compared > COMPARISONS_MAX:
             raise AdapterUnsupported(
-                f"`{self._field}` in `{self._file}` needs more than {WORK_MAX} comparisons",
+                f"`{self._field}` in `{self._file}` needs more than {COMPARISONS_MAX} comparisons",
                 field=self._field,
                 remedy="Merge its keys into fewer patterns",
             )
-        return next((key for key, matches in self._matchers if matches(path)), None)
+        return next((key for key, pattern in self._patterns if pattern.match(path)), None)
 
-    def _matcher(self, key: str) -> Callable[[str], bool]:
-        text = rf"(.*\.)?({key})$"
-        if _PLAIN.fullmatch(key):
-            compiled = re.compile(text)
-            return lambda path: compiled.match(path) is not None
+    def _compiled(self, key: str) -> _Pattern:
+        for text in _AMBIGUOUS:
+            if text in key:
+                raise self._refusal(key, f"is not served: `{text}` has several meanings")
+        options = re2.Options()
+        options.log_errors = False
+        options.max_mem = _PATTERN_BYTES_MAX
         try:
-            pattern = SafePattern(text)
-        except PatternRefused as reason:
-            raise self._refusal(key, f"is not served: {reason}") from reason
-        self._rich.append(pattern)
-        return pattern.matches
+            compiled: _Pattern = re2.compile(rf"(.*\.)?({key})$", options)
+        except re2.error as error:
+            reason = error.args[0]
+            shown = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+            raise self._refusal(key, f"is not served: {shown}") from error
+        return compiled
 
     def _refusal(self, key: str, what: str) -> AdapterUnsupported:
         return AdapterUnsupported(
             f"`{self._field}` in `{self._file}`: the pattern {key[:100]!r} {what}",
             field=self._field,
             remedy=f"Use at most {PATTERNS_MAX} patterns of at most {PATTERN_LENGTH_MAX} characters"
-            f" ({RICH_PATTERNS_MAX} with more than letters, digits, `_`, `-` and `.`),"
-            " built from `.`, `.*`, `\\d`, classes, groups and `|`",
+            " in RE2's syntax, which has no look-around and no back references",
         )
 
 
