@@ -1,5 +1,6 @@
 """Routes of TGI and LoRAX: /generate, /generate_stream, / and /tokenize."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,7 +10,7 @@ from aiohttp import web
 
 from adex_scheduler.front import replies_tgi
 from adex_scheduler.front.asking import Ask, ask_of, events, whole
-from adex_scheduler.front.generation import (
+from adex_scheduler.front.generation import INLINE_CHARACTERS_MAX, (
     gather,
     worker_of,
 )
@@ -50,10 +51,15 @@ async def compatible(request: web.Request) -> web.StreamResponse:
 async def tokenize(request: web.Request) -> web.StreamResponse:
     """POST /tokenize: the text's tokens, with their offsets in bytes."""
     asked = parse_tokenize(await body_of_request(request))
-    tokens = request.app[SERVING].tokenizer.encode_with_offsets(
-        asked.text, asked.add_special_tokens
-    )
-    return json_reply(replies_tgi.tokenized(asked.text, tokens))
+    tokenizer = request.app[SERVING].tokenizer
+
+    def tokens() -> list[dict[str, object]]:
+        spans = tokenizer.encode_with_offsets(asked.text, asked.add_special_tokens)
+        return replies_tgi.tokenized(asked.text, spans)
+
+    if len(asked.text) <= INLINE_CHARACTERS_MAX:
+        return json_reply(tokens())
+    return json_reply(await asyncio.to_thread(tokens))
 
 
 async def _ask(request: web.Request, *, stream: bool | None) -> Ask:
