@@ -10,7 +10,8 @@ from aiohttp import web
 
 from adex_scheduler.front import replies_tgi
 from adex_scheduler.front.asking import Ask, ask_of, events, whole
-from adex_scheduler.front.generation import INLINE_CHARACTERS_MAX, (
+from adex_scheduler.front.generation import (
+    INLINE_CHARACTERS_MAX,
     gather,
     worker_of,
 )
