@@ -1,0 +1,119 @@
+"""A core and a fake worker side by side, moved by hand: for tests that say what happens when."""
+
+from collections.abc import Sequence as Items
+
+from adex_proto.adapter import AdapterKey, AdapterVersion
+from adex_proto.errors import AdexError
+from adex_proto.plan import AdapterCommand, StepPlan
+from adex_proto.sampling import FinishReason, SamplingParams
+from adex_scheduler.core.events import Arrived, Event, WorkerReady
+from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.core.invariants import check
+from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.state import SchedulerCore
+from adex_scheduler.testing.fake_worker import FakeWorker, oracle, worker_info
+
+
+def key(name: str, tenant: str = "") -> AdapterKey:
+    """A local adapter's name."""
+    return AdapterKey(tenant, "local", name)
+
+
+class Desk:
+    """Nothing moves by itself: `step` and `answer` move one thing, `settle` everything."""
+
+    def __init__(self, limits: Limits | None = None, **info_changes: int) -> None:
+        self.worker = FakeWorker(worker_info(**info_changes))
+        self.core = SchedulerCore(self.worker.info, limits or Limits())
+        self.now = 0.0
+        self.plans: list[StepPlan] = []
+        self.commands: list[AdapterCommand] = []
+        self.tokens: dict[int, list[int]] = {}
+        self.finish: dict[int, FinishReason] = {}
+        self.errors: dict[int, AdexError] = {}
+        self.blamed: list[str] = []
+        self._number = 0
+        self._inputs: dict[int, tuple[tuple[int, ...], SamplingParams]] = {}
+        self.tell(WorkerReady(self.worker.hello()))
+
+    def publish(self, name: str, size: int = 100, digest: str = "", tenant: str = "") -> AdapterKey:
+        """Let the source have an adapter of `size` bytes under this name."""
+        named = key(name, tenant)
+        self.worker.published[named] = AdapterVersion(digest or f"digest-{name}", size, 8, 4)
+        return named
+
+    def arrive(
+        self,
+        adapter: AdapterKey | None = None,
+        prompt: Items[int] | int = 3,
+        new: int = 4,
+        *,
+        tenant: str = "",
+        sampling: SamplingParams | None = None,
+    ) -> int:
+        """A request; `prompt` may be its length. Returns: its number."""
+        self._number += 1
+        tokens = tuple(prompt) if not isinstance(prompt, int) else (self._number % 50,) * prompt
+        params = sampling or SamplingParams(max_new_tokens=new, ignore_eos=True)
+        self.tokens[self._number] = []
+        self._inputs[self._number] = (tokens, params)
+        self.tell(Arrived(self._number, tenant, adapter, tokens, params))
+        return self._number
+
+    def expected(self, number: int, digest: str = "") -> list[int]:
+        """What the request yields when it is computed alone."""
+        return list(oracle(digest, *self._inputs[number], self.worker.info.vocabulary))
+
+    def tell(self, event: Event) -> list[Instruction]:
+        """One event to the core; its instructions reach the worker; the books are checked."""
+        instructions = self.core.handle(event, self.now)
+        check(self.core)
+        for instruction in instructions:
+            match instruction:
+                case SendPlan():
+                    self.plans.append(instruction.plan)
+                    self.worker.receive(instruction.plan)
+                case Send():
+                    self.commands.append(instruction.command)
+                    self.worker.receive(instruction.command)
+                case Emit():
+                    for token in instruction.tokens:
+                        self.tokens[token.sequence].append(token.token_id)
+                    self.finish.update(instruction.finished)
+                case Fail():
+                    self.errors[instruction.number] = instruction.error
+                case Disconnect():
+                    self.blamed.append(instruction.reason)
+        return instructions
+
+    def step(self, *, fail: Items[int] = ()) -> None:
+        """The worker carries out its oldest plan and answers."""
+        self.tell(self.worker.run_plan(fail=fail))
+
+    def answer(self, index: int = 0, *, fail: bool = False) -> None:
+        """The worker carries out one command and answers."""
+        self.tell(self.worker.run_command(index, fail=fail))
+
+    def settle_commands(self) -> None:
+        """Every adapter command that follows from the present is answered; no step is."""
+        while self.worker.commands:
+            self.answer()
+
+    def settle(self, turns_max: int = 10_000) -> None:
+        """Everything is answered until nothing is under way."""
+        for _ in range(turns_max):
+            if self.worker.commands:
+                self.answer()
+            elif self.worker.plans:
+                self.step()
+            else:
+                return
+        raise AssertionError(f"still busy after {turns_max} turns")
+
+    def sent(self, kind: type[AdapterCommand]) -> list[AdapterCommand]:
+        """The commands of one kind so far."""
+        return [command for command in self.commands if isinstance(command, kind)]
+
+    def reconnect(self) -> None:
+        """The worker opens a new stream."""
+        self.tell(WorkerReady(self.worker.hello()))
