@@ -1,4 +1,4 @@
-"""A worker: the model, its KV cache and the adapters on one device, behind gRPC."""
+"""Holds the base model, its KV cache and the adapters, and carries out steps."""
 
 import os
 
