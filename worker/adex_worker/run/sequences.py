@@ -53,14 +53,6 @@ class SequenceTable:
         row_of = self._row_by_number.get
         return np.array([row_of(number, -1) for number in numbers], np.int64)
 
-    def row_of(self, number: int) -> int | None:
-        return self._row_by_number.get(number)
-
-    @property
-    def rows_max(self) -> int:
-        """One more than the largest row there can be at present."""
-        return len(self._prompts)
-
     def prompt(self, row: int) -> IntArray:
         """The tokens that the scheduler gave."""
         return self._prompts[row]
@@ -82,6 +74,7 @@ class SequenceTable:
         self.slot[row] = new.slot
         self.known[row] = self.given[row] = len(tokens)
         self.output_start[row] = new.output_start
+        self.blocks[row] = 0
         self.computed[row] = self.last_token[row] = self.block_count[row] = self.failed[row] = 0
         return row
 
@@ -106,7 +99,6 @@ class SequenceTable:
             wider[:, : self.blocks.shape[1]] = self.blocks
             self.blocks = wider
         self.blocks[row, start:stop] = pages
-        self.blocks[row, stop:] = 0
         self.block_count[row] = stop
 
     def append(self, rows: IntArray, token_ids: IntArray) -> None:
