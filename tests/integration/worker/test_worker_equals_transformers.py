@@ -8,16 +8,17 @@ import pytest
 from adex_proto.adapter import Tier
 from adex_proto.errors import ProtocolViolation
 from adex_proto.sampling import SamplingParams
+from adex_scheduler.testing.hand import Hand, Job
 
 LENGTHS = (1, 5, 16, 17, 33, 47, 64, 90)
 GREEDY = SamplingParams(max_new_tokens=12)
 
 
 async def test_prefill_and_decode_with_two_plans_in_flight_equal_greedy_generation(
-    world: Any, hand: Any, job: Any
+    world: Any, hand: Hand
 ) -> None:
     prompts = [world.prompt(length, seed) for seed, length in enumerate(LENGTHS)]
-    results = await hand.generate([job(prompt) for prompt in prompts])
+    results = await hand.generate([Job(prompt) for prompt in prompts])
     sure_total = 0
     for prompt, result in zip(prompts, results, strict=True):
         tokens, sure = world.reference.greedy(prompt)
@@ -28,17 +29,17 @@ async def test_prefill_and_decode_with_two_plans_in_flight_equal_greedy_generati
 
 
 async def test_every_kind_of_adapter_in_one_batch_equals_peft_one_at_a_time(
-    world: Any, hand: Any, job: Any, adapter_names: list[str]
+    world: Any, hand: Hand, adapter_names: list[str]
 ) -> None:
     jobs, witnesses = [], []
     for index, name in enumerate(adapter_names):
         version = await hand.fetch(world.key(name))
         await hand.page_in(version, slot=index + 1)
         prompt = world.prompt(LENGTHS[index % len(LENGTHS)], seed=100 + index)
-        jobs.append(job(prompt, slot=index + 1, chunks=(3, 13, 1, 29)))
+        jobs.append(Job(prompt, slot=index + 1, chunks=(3, 13, 1, 29)))
         witnesses.append((prompt, world.adapters / name))
         if index % 3 == 0:
-            jobs.append(job(prompt, chunks=(11,)))
+            jobs.append(Job(prompt, chunks=(11,)))
             witnesses.append((prompt, None))
     assert len(adapter_names) >= 14
     results = await hand.generate(jobs, step_tokens=61)
@@ -51,19 +52,19 @@ async def test_every_kind_of_adapter_in_one_batch_equals_peft_one_at_a_time(
     assert sure_total > 0.9 * 12 * len(jobs), "the comparison must not be empty"
 
 
-async def test_adapters_change_what_is_said(world: Any, hand: Any, job: Any) -> None:
+async def test_adapters_change_what_is_said(world: Any, hand: Hand) -> None:
     version = await hand.fetch(world.key("rank-8-all"))
     await hand.page_in(version, slot=3)
     prompt = world.prompt(20, seed=7)
-    base, adapted = await hand.generate([job(prompt), job(prompt, slot=3)])
+    base, adapted = await hand.generate([Job(prompt), Job(prompt, slot=3)])
     assert base.token_ids != adapted.token_ids
 
 
 async def test_an_adapter_evicted_and_paged_in_again_elsewhere_says_the_same(
-    world: Any, hand: Any, job: Any
+    world: Any, hand: Hand
 ) -> None:
     version = await hand.fetch(world.key("rank-12-all"))
-    wish = [job(world.prompt(25, seed=8), slot=2, sampling=replace(GREEDY, logprobs=5))]
+    wish = [Job(world.prompt(25, seed=8), slot=2, sampling=replace(GREEDY, logprobs=5))]
     first_page = await hand.page_in(version, slot=2)
     [before] = await hand.generate(wish)
     await hand.evict(version)
@@ -79,33 +80,29 @@ async def test_an_adapter_evicted_and_paged_in_again_elsewhere_says_the_same(
     assert [token.logprob for token in after.tokens] == [token.logprob for token in before.tokens]
 
 
-async def test_a_slot_without_an_adapter_never_yields_a_token(
-    world: Any, hand: Any, job: Any
-) -> None:
+async def test_a_slot_without_an_adapter_never_yields_a_token(world: Any, hand: Hand) -> None:
     version = await hand.fetch(world.key("rank-4-mlp"))
     await hand.page_in(version, slot=1)
     prompt = world.prompt(20, seed=9)
     nowhere, base, resident = await hand.generate(
-        [job(prompt, slot=77), job(prompt), job(prompt, slot=1)]
+        [Job(prompt, slot=77), Job(prompt), Job(prompt, slot=1)]
     )
     assert nowhere.tokens == []
     assert isinstance(nowhere.error, ProtocolViolation)
     assert base.token_ids == world.reference.greedy(prompt)[0]
     assert len(resident.tokens) == GREEDY.max_new_tokens
     await hand.evict(version)
-    [evicted] = await hand.generate([job(prompt, slot=1)])
+    [evicted] = await hand.generate([Job(prompt, slot=1)])
     assert evicted.tokens == []
     assert isinstance(evicted.error, ProtocolViolation)
 
 
-async def test_seeded_text_is_the_same_alone_and_in_any_batch(
-    world: Any, hand: Any, job: Any
-) -> None:
+async def test_seeded_text_is_the_same_alone_and_in_any_batch(world: Any, hand: Hand) -> None:
     versions = [await hand.fetch(world.key(name)) for name in ("rank-1-all", "rank-64-all")]
     for slot, version in enumerate(versions, 1):
         await hand.page_in(version, slot)
     wishes = [
-        job(
+        Job(
             world.prompt(5 + 7 * seed, seed=seed),
             slot=seed % 3,
             sampling=SamplingParams(
@@ -126,14 +123,12 @@ async def test_seeded_text_is_the_same_alone_and_in_any_batch(
         assert result.token_ids == alone.token_ids
 
 
-async def test_logprobs_are_those_of_the_models_own_distribution(
-    world: Any, hand: Any, job: Any
-) -> None:
+async def test_logprobs_are_those_of_the_models_own_distribution(world: Any, hand: Hand) -> None:
     prompt = world.prompt(18, seed=11)
     sampling = SamplingParams(
         max_new_tokens=6, logprobs=3, temperature=1.3, seed=5, logit_bias=((40, 30.0),)
     )
-    [result] = await hand.generate([job(prompt, sampling=sampling)])
+    [result] = await hand.generate([Job(prompt, sampling=sampling)])
     known = list(prompt)
     for token in result.tokens:
         witness = world.reference.logits(known).log_softmax(0)

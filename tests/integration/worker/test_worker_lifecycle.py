@@ -30,6 +30,7 @@ from adex_proto.sampling import SamplingParams
 from adex_proto.transport import MESSAGE_BYTES_MAX
 from adex_proto.v1.worker_pb2_grpc import WorkerStub
 from adex_scheduler.link.worker import LinkLost, LinkOptions
+from adex_scheduler.testing.hand import Hand, Job
 
 GREEDY = SamplingParams(max_new_tokens=8)
 UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
@@ -41,15 +42,13 @@ async def until_its_end(call: Any) -> None:
         pass
 
 
-async def test_a_lost_stream_is_forgotten_and_the_next_one_starts_clean(
-    world: Any, job: Any, make_hand: Any
-) -> None:
+async def test_a_lost_stream_is_forgotten_and_the_next_one_starts_clean(world: Any) -> None:
     prompt = world.prompt(40, seed=1)
-    first = make_hand(world.worker.address)
+    first = Hand(world.worker.address)
     hello = await first.connect()
     version = await first.fetch(world.key("rank-8-all"))
     await first.page_in(version, slot=4)
-    [adapted] = await first.generate([job(prompt, slot=4)])
+    [adapted] = await first.generate([Job(prompt, slot=4)])
     # It leaves in the middle of sequences that hold blocks, with plans on the way.
     for step in range(20, 24):
         new = NewSequence(step, tuple(prompt), len(prompt), 4, GREEDY)
@@ -57,17 +56,17 @@ async def test_a_lost_stream_is_forgotten_and_the_next_one_starts_clean(
     await asyncio.sleep(0.02)
     await first.close()
 
-    second = make_hand(world.worker.address)
+    second = Hand(world.worker.address)
     again = await second.connect()
     try:
         assert again.info == hello.info
         held = {item.version.digest: item.tier for item in again.held}
         assert held[version.digest] is Tier.HOST, "host copies outlive a stream"
         # The device copy does not: its slot is empty, its pages are free, its sequences unknown.
-        [orphan] = await second.generate([job(prompt, slot=4)])
+        [orphan] = await second.generate([Job(prompt, slot=4)])
         assert isinstance(orphan.error, ProtocolViolation)
         await second.page_in(version, slot=4)
-        [result] = await second.generate([job(prompt, slot=4)])
+        [result] = await second.generate([Job(prompt, slot=4)])
         assert result.token_ids == adapted.token_ids
         second.link.send(StepPlan(900, (), (Span(21, 40, 1, True),)))
         outcome = await second.next_event(StepOutcome)
@@ -76,9 +75,7 @@ async def test_a_lost_stream_is_forgotten_and_the_next_one_starts_clean(
         await second.close()
 
 
-async def test_many_streams_in_a_row_leave_no_memory_behind(
-    world: Any, job: Any, make_hand: Any
-) -> None:
+async def test_many_streams_in_a_row_leave_no_memory_behind(world: Any) -> None:
     prompt = world.prompt(60, seed=2)
     status = Path(f"/proc/{world.worker.process.pid}/status")
 
@@ -88,29 +85,29 @@ async def test_many_streams_in_a_row_leave_no_memory_behind(
 
     sizes = []
     for _ in range(12):
-        hand = make_hand(world.worker.address)
+        hand = Hand(world.worker.address)
         await hand.connect()
         version = await hand.fetch(world.key("rank-64-all"))
         await hand.page_in(version, slot=1)
-        await hand.generate([job(prompt, slot=slot) for slot in (0, 1) for _ in range(4)])
+        await hand.generate([Job(prompt, slot=slot) for slot in (0, 1) for _ in range(4)])
         await hand.close()
         sizes.append(resident_kib())
     assert sizes[-1] - sizes[3] < 4 * 1024, sizes
 
 
 async def test_a_second_scheduler_is_refused_while_the_first_is_served(
-    world: Any, hand: Any, job: Any
+    world: Any, hand: Hand
 ) -> None:
     async with grpc.aio.insecure_channel(world.worker.address) as channel:
         call = WorkerStub(channel).Run()
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await call.read()
     assert refusal.value.code() is grpc.StatusCode.ALREADY_EXISTS
-    [result] = await hand.generate([job(world.prompt(5, seed=3))])
+    [result] = await hand.generate([Job(world.prompt(5, seed=3))])
     assert len(result.tokens) == 12
 
 
-async def test_info_health_and_reflection_answer(world: Any, hand: Any) -> None:
+async def test_info_health_and_reflection_answer(world: Any, hand: Hand) -> None:
     async with grpc.aio.insecure_channel(world.worker.address) as channel:
         info = await WorkerStub(channel).GetInfo(GetInfoRequestMessage())
         assert decode_info(info) == hand.hello.info
@@ -128,9 +125,7 @@ async def test_info_health_and_reflection_answer(world: Any, hand: Any) -> None:
     assert WORKER_SERVICE_NAME in await asyncio.to_thread(reflected)
 
 
-async def test_a_message_beyond_the_limit_ends_its_stream_and_not_the_worker(
-    world: Any, job: Any, make_hand: Any
-) -> None:
+async def test_a_message_beyond_the_limit_ends_its_stream_and_not_the_worker(world: Any) -> None:
     key = b"x" * (MESSAGE_BYTES_MAX + 1)
     async with grpc.aio.insecure_channel(world.worker.address, options=UNLIMITED) as channel:
         call = channel.stream_stream(RAW_CALL)()
@@ -138,9 +133,9 @@ async def test_a_message_beyond_the_limit_ends_its_stream_and_not_the_worker(
         await call.write(key)
         with pytest.raises(grpc.aio.AioRpcError):
             await until_its_end(call)
-    hand = make_hand(world.worker.address)
+    hand = Hand(world.worker.address)
     await hand.connect()
-    [result] = await hand.generate([job(world.prompt(5, seed=4))])
+    [result] = await hand.generate([Job(world.prompt(5, seed=4))])
     assert len(result.tokens) == 12
     await hand.close()
 
@@ -151,7 +146,7 @@ async def test_a_message_beyond_the_limit_ends_its_stream_and_not_the_worker(
     ids=["noise", "no-kind", "unknown-tier", "torn"],
 )
 async def test_bytes_that_are_no_message_end_their_stream_and_not_the_worker(
-    world: Any, job: Any, make_hand: Any, wire: bytes
+    world: Any, wire: bytes
 ) -> None:
     async with grpc.aio.insecure_channel(world.worker.address) as channel:
         call = channel.stream_stream(RAW_CALL)()
@@ -159,20 +154,20 @@ async def test_bytes_that_are_no_message_end_their_stream_and_not_the_worker(
         await call.write(wire)
         with pytest.raises(grpc.aio.AioRpcError):
             await until_its_end(call)
-    hand = make_hand(world.worker.address)
+    hand = Hand(world.worker.address)
     await hand.connect()
-    [result] = await hand.generate([job(world.prompt(5, seed=5))])
+    [result] = await hand.generate([Job(world.prompt(5, seed=5))])
     assert len(result.tokens) == 12
     await hand.close()
 
 
-async def test_an_adapter_that_is_not_there_fails_its_own_fetch(world: Any, hand: Any) -> None:
+async def test_an_adapter_that_is_not_there_fails_its_own_fetch(world: Any, hand: Hand) -> None:
     with pytest.raises(AdapterNotFound):
         await hand.fetch(world.key("nobody"))
 
 
-async def test_heartbeats_name_the_last_step(world: Any, hand: Any, job: Any) -> None:
-    await hand.generate([job(world.prompt(5, seed=6))])
+async def test_heartbeats_name_the_last_step(world: Any, hand: Hand) -> None:
+    await hand.generate([Job(world.prompt(5, seed=6))])
     hand.heartbeats.clear()
     deadline_s = time.monotonic() + 10
     while not hand.heartbeats and time.monotonic() < deadline_s:
@@ -183,7 +178,7 @@ async def test_heartbeats_name_the_last_step(world: Any, hand: Any, job: Any) ->
     assert abs(hand.heartbeats[-1].step - (hand.step - 1)) <= 5
 
 
-async def test_nothing_a_plan_says_wrongly_harms_other_sequences(world: Any, hand: Any) -> None:
+async def test_nothing_a_plan_says_wrongly_harms_other_sequences(world: Any, hand: Hand) -> None:
     prompt = tuple(world.prompt(20, seed=7))
     sampling = GREEDY
 
@@ -217,7 +212,7 @@ async def test_nothing_a_plan_says_wrongly_harms_other_sequences(world: Any, han
 
 
 async def test_a_plan_larger_than_a_step_fails_whole_and_the_worker_goes_on(
-    world: Any, hand: Any, job: Any
+    world: Any, hand: Hand
 ) -> None:
     prompt = tuple(world.prompt(129, seed=8))
     new = NewSequence(1, prompt, len(prompt), 0, GREEDY)
@@ -228,11 +223,11 @@ async def test_a_plan_larger_than_a_step_fails_whole_and_the_worker_goes_on(
 
 
 async def test_a_killed_worker_is_reported_once_with_the_reason_and_found_again(
-    new_worker: Callable[..., Any], make_hand: Any, job: Any, tmp_path: Path
+    new_worker: Callable[..., Any], tmp_path: Path
 ) -> None:
     address = f"unix://{tmp_path}/again.sock"
     first = new_worker(address)
-    hand = make_hand(address, LinkOptions(back_off_s_max=0.5))
+    hand = Hand(address, LinkOptions(back_off_s_max=0.5))
     await hand.connect()
     first.process.kill()
     lost = await hand.next_event(LinkLost)
@@ -244,17 +239,17 @@ async def test_a_killed_worker_is_reported_once_with_the_reason_and_found_again(
     # The socket of a killed worker is still there; the next one takes its place.
     await asyncio.to_thread(new_worker, address)
     await hand.next_event(Hello)
-    [result] = await hand.generate([job([5, 6, 7])])
+    [result] = await hand.generate([Job([5, 6, 7])])
     assert len(result.tokens) == 12
     await hand.close()
 
 
 async def test_a_stopped_worker_ends_the_stream_and_leaves_no_socket(
-    new_worker: Callable[..., Any], make_hand: Any, tmp_path: Path
+    new_worker: Callable[..., Any], tmp_path: Path
 ) -> None:
     socket_path = tmp_path / "stop.sock"
     worker = new_worker(f"unix://{socket_path}")
-    hand = make_hand(f"unix://{socket_path}")
+    hand = Hand(f"unix://{socket_path}")
     await hand.connect()
     status = await asyncio.to_thread(worker.stop)
     lost = await hand.next_event(LinkLost)
@@ -265,10 +260,10 @@ async def test_a_stopped_worker_ends_the_stream_and_leaves_no_socket(
 
 
 async def test_a_worker_in_mid_step_finishes_it_before_it_stops(
-    new_worker: Callable[..., Any], make_hand: Any
+    new_worker: Callable[..., Any],
 ) -> None:
     worker = new_worker("127.0.0.1:0", "--max-batch-tokens", "4096")
-    hand = make_hand(worker.address)
+    hand = Hand(worker.address)
     await hand.connect()
     prompt = tuple(range(3, 203)) * 2
     new = NewSequence(1, prompt, len(prompt), 0, GREEDY)
@@ -295,7 +290,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(model_folder: Path, tmp_path: 
     assert "Traceback" not in ended.stderr
 
 
-async def test_the_log_holds_no_tokens_and_no_tenants_adapter_names(world: Any, hand: Any) -> None:
+async def test_the_log_holds_no_tokens_and_no_tenants_adapter_names(world: Any, hand: Hand) -> None:
     with pytest.raises(AdapterNotFound):
         await hand.fetch(AdapterKey("acme", "local", "secret-project"))
     assert "secret-project" not in world.worker.log.read_text()
