@@ -1,5 +1,7 @@
 """The page pool against a set of numbers."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -17,7 +19,7 @@ def longest_run(pages: set[int]) -> int:
 def test_runs_of_pages_join_neighbours_and_lose_nothing(pages: set[int]) -> None:
     runs = runs_of(pages)
     assert {page for start, stop in runs for page in range(start, stop)} == pages
-    assert all(left[1] < right[0] for left, right in zip(runs, runs[1:], strict=False))
+    assert all(left[1] < right[0] for left, right in pairwise(runs))
 
 
 class PoolAgainstSet(RuleBasedStateMachine):

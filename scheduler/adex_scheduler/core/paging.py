@@ -89,16 +89,21 @@ class Paging:
     # Each link.
 
     def _trim_disk(self) -> None:
+        """Bring the disk back into its budget: unused versions leave, tier by tier."""
         tiers = self._tiers
         while tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes:
             if tiers.disk_idle:
                 self._residency.evict_disk(next(iter(tiers.disk_idle.values())))
                 continue
-            unused = (a for a in tiers.host_idle.values() if a.residence is Residence.HOST)
-            victim = next(islice(unused, 1), None) if tiers.host_leaving_bytes == 0 else None
-            if victim is None:
-                return
-            tiers.evict_host(victim)
+            if not tiers.host_leaving_bytes and not tiers.slots_leaving:
+                # Only what is nowhere else can leave the disk, so one leaves a nearer tier first.
+                spare = islice(tiers.host_idle.values(), CANDIDATES)
+                unused = [a for a in spare if a.residence is Residence.HOST]
+                if unused:
+                    tiers.evict_host(unused[0])
+                elif tiers.device_idle:
+                    tiers.evict_device(next(iter(tiers.device_idle.values())))
+            return
 
     def _fetch(self) -> None:
         residency, tiers = self._residency, self._tiers

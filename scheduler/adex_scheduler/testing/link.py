@@ -23,7 +23,7 @@ class FakeLink:
         self.streams = 0
         self.fail_next_step: set[int] = set()
         self._connected = False
-        self._lost: str | None = None
+        self._lost = ""
         self._wake = asyncio.Event()
 
     def send(self, down: StepPlan | AdapterCommand) -> None:
@@ -47,7 +47,7 @@ class FakeLink:
     async def run(self, on_event: Callable[[LinkEvent], None]) -> None:
         """One stream after another, until cancelled."""
         while True:
-            self._lost = None
+            self._lost = ""
             self.streams += 1
             self._connected = True
             on_event(self.worker.hello())
@@ -56,11 +56,11 @@ class FakeLink:
             finally:
                 self._connected = False
                 self.worker.forget_device()
-            on_event(LinkLost(self._lost or "lost"))
+            on_event(LinkLost(self._lost))
             await asyncio.sleep(0)
 
     async def _carry(self, on_event: Callable[[LinkEvent], None]) -> None:
-        while self._lost is None:
+        while not self._lost:
             await asyncio.sleep(0)
             if self.worker.commands and "commands" not in self.held:
                 on_event(self.worker.run_command(0))

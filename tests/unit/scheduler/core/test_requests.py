@@ -1,5 +1,7 @@
 """Requests through the core: admission, endings, cancellation, failures."""
 
+import re
+
 import pytest
 
 from adex_proto.errors import Overloaded, ProtocolViolation, ShuttingDown, StepFailed
@@ -197,12 +199,8 @@ def test_what_can_never_be_served_is_refused_on_arrival(
     number = desk.arrive(prompt=prompt, new=new)
     error = desk.errors[number]
     assert error.code == "validation"
-    pytest.raises(type(error), _throw, error).match(says)
+    assert re.search(says, error.message)
     assert not desk.core.sequences
-
-
-def _throw(error: Exception) -> None:
-    raise error
 
 
 def test_a_request_that_needs_the_whole_device_is_served() -> None:
