@@ -27,6 +27,8 @@ from adex_proto.transport import CHANNEL_OPTIONS, MESSAGE_BYTES_MAX
 from adex_proto.v1.worker_pb2_grpc import WorkerStub
 
 _LOG = logging.getLogger(__name__)
+# A worker that is still loading its model is nothing to warn of yet.
+_PATIENT_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class LinkOptions:
     connect_s_max: float = 10.0
     silence_s_max: float = 15.0
     back_off_s_min: float = 0.1
-    back_off_s_max: float = 5.0
+    back_off_s_max: float = 1.0
     queue_max: int = 16384
 
 
@@ -139,14 +141,16 @@ class WorkerLink:
 
     async def run(self, on_event: Callable[[LinkEvent], None]) -> None:
         """Keep the link up for ever; `on_event` is called in order, from this task alone."""
-        back_off_s = self._options.back_off_s_min
+        back_off_s, warned_of = self._options.back_off_s_min, ""
         while True:
             self._attempts += 1
             connections_before = self._connections
             reason = await self._one_stream(on_event)
-            if reason != self._last_failure:
-                _LOG.warning("worker at %s: %s", self.address, reason)
+            patient = self._connections == 0 and self._attempts < _PATIENT_ATTEMPTS
             self._last_failure = reason
+            if reason != warned_of and not patient:
+                _LOG.warning("worker at %s: %s", self.address, reason)
+                warned_of = reason
             if self._connections > connections_before:
                 back_off_s = self._options.back_off_s_min
             await asyncio.sleep(back_off_s)
