@@ -231,13 +231,13 @@ class Engine:
                 if reason is None and self._crash is None:
                     done.pop().result()
                     raise ProtocolViolation("the link ended of itself")
-                self._tell(WorkerGone(reason or "the engine failed"))
+                if reason is not None:
+                    self._tell(WorkerGone(reason))
         finally:
             await _end([ticker, self._link_task])
             for stream in list(self._streams.values()):
                 self._fail(stream, ShuttingDown("The server shut down"))
-        if self._crash is not None:
-            raise self._crash
+        raise self._crash
 
     # Facts go in.
 
@@ -286,8 +286,10 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         """Give the core a fact, and all that follow from carrying out its instructions."""
+        if self._core is None or self._crash is not None:
+            return
         self._events.append(event)
-        if self._telling or self._core is None:
+        if self._telling:
             return
         self._telling = True
         try:
