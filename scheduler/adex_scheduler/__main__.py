@@ -132,7 +132,7 @@ def _limits(options: SchedulerOptions) -> Limits:
 
 def _directory(options: SchedulerOptions) -> Directory:
     names = (*options.served_names, options.model_id, PurePath(options.model_id).name)
-    return Directory(tuple(dict.fromkeys(names)), options.aliases)
+    return Directory(tuple(dict.fromkeys(names)), options.aliases, options.adapter_source)
 
 
 def _front_options(options: SchedulerOptions) -> FrontOptions:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 
+_HUB_SCHEMES = ("hf://", "huggingface://")
 _ALIAS = re.compile(r"([^=@{]+)(?:=([^@]+))?(?:@([^@]+))?")
 
 
@@ -34,6 +35,7 @@ class SchedulerOptions:
     grpc_port: int | None
     worker: str
     aliases: Mapping[str, AdapterKey]
+    adapter_source: str
     local_adapter_roots: tuple[str, ...]
     step_tokens_max: int | None
     running_max: int | None
@@ -78,6 +80,7 @@ def parse_options(
         grpc_port=given.grpc_port,
         worker=_checked_address(given.worker),
         aliases=read_aliases(modules, _parts(env.get("LORA_ADAPTERS", ""), ",")),
+        adapter_source=given.adapter_source,
         local_adapter_roots=tuple(os.path.abspath(root) for root in roots),
         step_tokens_max=given.max_batch_tokens,
         running_max=given.max_sequences,
@@ -116,6 +119,8 @@ def read_aliases(flags: Sequence[str], variable: Sequence[str]) -> Mapping[str, 
 def read_alias(text: str) -> tuple[str, AdapterKey]:
     """One adapter in the form `name=path`, `id` or `id@revision`.
 
+    A path may be `hf://org/name`, with a revision or without, or `s3://bucket/prefix`.
+
     A path is made absolute where it exists here; another one is left to the worker's roots.
     """
     match = _ALIAS.fullmatch(text.strip())
@@ -126,6 +131,11 @@ def read_alias(text: str) -> tuple[str, AdapterKey]:
             remedy="Write name=path, or an id",
         )
     name, path, revision = match[1].strip(), (match[2] or match[1]).strip(), match[3] or ""
+    for scheme in _HUB_SCHEMES:
+        if path.startswith(scheme):
+            return name, AdapterKey("", "hub", path.removeprefix(scheme), revision)
+    if path.startswith("s3://") and not revision:
+        return name, AdapterKey("", "s3", path)
     if match[2] is not None and revision:
         raise ValidationError(
             f"the adapter {text!r} is a path with a revision, but a path has none",
@@ -184,6 +194,13 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         action="append",
         metavar="DIR",
         help="a folder of the worker's whose adapters /v1/models lists (repeatable)",
+    )
+    sources = ("local", "hub", "s3")
+    add(
+        "--adapter-source",
+        "local",
+        f"where names without a source lie: one of {', '.join(sources)}",
+        choices=sources,
     )
     add("--max-batch-tokens", "auto", "tokens in one step at most", **automatic)
     add("--max-sequences", "auto", "sequences in one step at most", **automatic)

@@ -1,7 +1,8 @@
 """What sequences want of adapters: names resolved, versions bound, device copies pinned.
 
 A name is an alias: a request binds to the version it means at that moment and keeps it. A name
-resolved longer ago than `alias_ttl_s` is resolved again beside the request, never before it.
+resolved longer ago than `alias_ttl_s` is resolved again beside the request, not before it, unless
+it is a credentialed one: then only the source can say whether the request may still have it.
 `failed` collects the sequences that an event has doomed; they stand nowhere any more.
 """
 
@@ -41,8 +42,9 @@ class Residency:
         for other in forgotten:
             self._drop_meaning(other)
             self.stale.pop(other.key, None)
-        if alias.digest is not None:
-            if now - alias.resolved_at >= self._limits.alias_ttl_s and not alias.fetching:
+        old = now - alias.resolved_at >= self._limits.alias_ttl_s
+        if alias.digest is not None and not (old and alias.key.credentialed):
+            if old and not alias.fetching:
                 self.stale[alias.key] = alias
             return self._bind(sequence, self._tiers.adapters[alias.digest], now)
         if alias.error is not None and now < alias.failed_until:
@@ -155,7 +157,8 @@ class Residency:
         if alias is None:
             return
         self._tiers.counters.fetch_failures += 1
-        if alias.digest is not None and not isinstance(event.error, CallerError):
+        kept = alias.digest is not None and not alias.key.credentialed
+        if kept and not isinstance(event.error, CallerError):
             # Its source does not answer: the version known so far serves until it does.
             alias.resolved_at = now
             return

@@ -131,15 +131,18 @@ async def prepare(
         )
     _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], info.vocabulary)
     _check_ids("stop_token_ids", sampling.stop_token_ids, info.vocabulary)
+    private = key is not None and key.credentialed
     return EngineRequest(
         request_id=request_id,
-        tenant=tenant,
+        # Whose turn it is, and whose prefixes may be shared, goes by the credential too.
+        tenant=key.tenant if key is not None and private else tenant,
         key=key,
         token_ids=tuple(token_ids),
         sampling=replace(sampling, max_new_tokens=max_new_tokens),
         stops=wish.stops,
         include_stop=wish.include_stop,
         skip_special_tokens=wish.skip_special_tokens,
+        credential=wish.credential if private else "",
     )
 
 

@@ -118,7 +118,7 @@ def _wish(
     logprobs: int | None,
 ) -> Wish:
     """What both routes share; the adapter follows from `model`, which the front resolves."""
-    read_credential(fields)
+    credential = read_credential(fields)
     for name in HARMLESS:
         fields.value(name)
     for name in NOT_SERVED:
@@ -138,6 +138,7 @@ def _wish(
         skip_special_tokens=fields.boolean("skip_special_tokens") is not False,
         truncate=fields.integer("truncate_prompt_tokens", 1),
         stream=fields.boolean("stream") or False,
+        credential=credential,
     )
 
 

@@ -54,7 +54,7 @@ class Backstage:
     def forget_all(self) -> None:
         self.log.append("forget")
 
-    def fetch(self, key: AdapterKey) -> AdapterVersion:
+    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
         raise NotImplementedError
 
     def stage(self, digest: str) -> None:

@@ -54,7 +54,6 @@ _T = TypeVar("_T")
 
 _HUB = "the hub"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CHUNK_BYTES = 1 << 20
 # The base class of the hub client's HTTP library, which differs between the client's versions.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -235,7 +234,8 @@ class _Download:
                 f"bytes {start}-"
             ):
                 raise PassingFailureError("it went on at the wrong byte")
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            # As they come: what is held back to fill a chunk would be lost in a broken connection.
+            for chunk in response.iter_raw():
                 if self._room.tell() + len(chunk) > self._file.bytes:
                     self._start_again()
                     raise PassingFailureError("more bytes came than the file has")
