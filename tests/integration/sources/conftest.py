@@ -287,3 +287,9 @@ def _source(hub: Hub, tmp_path: Path, server_token: str | None = None) -> HubSou
 def trusting_shop(hub: Hub, tmp_path: Path) -> Shop:
     """A store whose server lends its own token to callers without one."""
     return make_shop(tmp_path, "hub", _source(hub, tmp_path, "hf_of_the_server"))
+
+
+@pytest.fixture
+def make_shop_of(tmp_path: Path) -> Any:
+    """Build a store that asks the given source under the given name."""
+    return lambda name, source: make_shop(tmp_path, name, source)

@@ -361,12 +361,12 @@ def test_a_config_that_peft_writes_is_read(shop: Shop, hub: Hub, adapter: Path) 
 
 @pytest.mark.parametrize(
     "name",
-    (
+    [
         *("one", "org/", "/org/one", "org/../one", "org/one/..", "org/one/.", "org//one"),
         *("org/on e", "org/one/", "org/a--b", "org/one.git", "https://evil/x", "org/one\n"),
         *("ORG/" + "x" * 200, "org/one/%2e%2e", "org/one/a\\b", "örg/one", "org/one?x=1"),
         *("org/one#x", "org/one/\0"),
-    ),
+    ],
 )
 def test_a_name_that_is_none_reaches_no_address(name: str, shop: Shop, hub: Hub) -> None:
     with pytest.raises(ValidationError):

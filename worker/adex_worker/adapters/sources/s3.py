@@ -18,10 +18,7 @@ from typing import Any, NoReturn
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import (
@@ -56,6 +53,7 @@ from adex_worker.adapters.sources.transfer import (
 
 _PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 8
+_ALTERED = "the bytes that came are not those in the bucket"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -259,6 +257,8 @@ class S3Source:
             else:
                 failure = translated(error, place)
             raise failure or changed(wanted) from None
+        except FlexibleChecksumError:
+            raise PassingFailureError(_ALTERED) from None
         except (BotoCoreError, OSError):
             raise _CutShortError(at) from None
         if at < stop:
@@ -269,13 +269,13 @@ class S3Source:
         room.seek(0)
         for kind, expected in wanted.checksums:
             if checksum_of(room, CHECKSUMS[kind]()) != expected:
-                raise PassingFailureError("the bytes that came are not those in the bucket")
+                raise PassingFailureError(_ALTERED)
         if wanted.checksums or wanted.encrypted:
             return
         if re.fullmatch(r"[0-9a-f]{32}", wanted.etag):
             told = checksum_of(room, hashlib.md5(usedforsecurity=False))
             if told != wanted.etag:
-                raise PassingFailureError("the bytes that came are not those in the bucket")
+                raise PassingFailureError(_ALTERED)
         elif match := re.fullmatch(r"[0-9a-f]{32}-([0-9]{1,5})", wanted.etag):
             self._verify_parts(place, wanted, room, int(match[1]))
 
@@ -305,7 +305,7 @@ class S3Source:
             whole.update(part.digest())
         room.seek(0)
         if f"{whole.hexdigest()}-{parts}" != wanted.etag:
-            raise PassingFailureError("the bytes that came are not those in the bucket")
+            raise PassingFailureError(_ALTERED)
 
 
 class _CutShortError(Exception):
