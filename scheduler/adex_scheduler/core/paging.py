@@ -18,6 +18,8 @@ from adex_scheduler.core.tiers import Tiers
 # Sequences looked at for each link in one call, and idle adapters considered for one run of pages.
 WINDOW = 8
 CANDIDATES = 32
+# How many names are looked through for one whose source is not busy.
+NAMES = 256
 
 
 class Paging:
@@ -110,15 +112,19 @@ class Paging:
         # While the disk is over its budget and nothing can go, nothing more is brought.
         full = tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes
         while not full and residency.fetching < self._limits.fetches_max:
-            sequence = tiers.to_fetch.first()
-            if sequence is None:
+            keys = (sequence.key for sequence in tiers.to_fetch.window(NAMES))
+            key = next((key for key in keys if key and residency.may_fetch(key)), None)
+            if key is None:
                 break
-            assert sequence.key is not None
-            alias = residency.names.get(sequence.key)
+            alias = residency.names.get(key)
             assert alias is not None
             residency.begin_fetch(alias)
-        while residency.stale and residency.fetching < self._limits.fetches_max:
-            residency.begin_fetch(next(iter(residency.stale.values())))
+        while residency.fetching < self._limits.fetches_max:
+            stale = islice(residency.stale.values(), NAMES)
+            old = next((alias for alias in stale if residency.may_fetch(alias.key)), None)
+            if old is None:
+                break
+            residency.begin_fetch(old)
 
     def _stage(self) -> None:
         """Bring bundles into host memory, strictly in order: a large one is never overtaken."""

@@ -6,7 +6,7 @@ it is a credentialed one: then only the source can say whether the request may s
 `failed` collects the sequences that an event has doomed; they stand nowhere any more.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdapterTooLarge, AdexError, CallerError, SourceUnavailable
@@ -27,6 +27,7 @@ class Residency:
         self.stale: OrderedDict[AdapterKey, Alias] = OrderedDict()
         self.failed: list[tuple[Sequence, AdexError]] = []
         self.fetching = 0
+        self.fetching_by_source: Counter[str] = Counter()
         self._limits = limits
         self._tiers = tiers
         self._out = out
@@ -43,7 +44,9 @@ class Residency:
             self._drop_meaning(other)
             self.stale.pop(other.key, None)
         old = now - alias.resolved_at >= self._limits.alias_ttl_s
-        if alias.digest is not None and not (old and alias.key.credentialed):
+        if old and alias.key.credentialed:
+            self._drop_meaning(alias)
+        if alias.digest is not None:
             if old and not alias.fetching:
                 self.stale[alias.key] = alias
             return self._bind(sequence, self._tiers.adapters[alias.digest], now)
@@ -128,10 +131,19 @@ class Residency:
         """Have the name resolved; those who wait for it leave the line."""
         alias.fetching = True
         self.fetching += 1
+        self.fetching_by_source[alias.key.source] += 1
         self.stale.pop(alias.key, None)
         for number in sorted(alias.waiting):
             self._tiers.leave(alias.waiting[number])
         self._out.commands.append(Send(Fetch(alias.key)))
+
+    def may_fetch(self, key: AdapterKey) -> bool:
+        """Whether one more name of its source may be resolved beside those under way.
+
+        No source may take them all: one that hangs would keep the others from being asked.
+        """
+        most = self._limits.fetches_max
+        return self.fetching_by_source[key.source] < max(1, most - most // 4)
 
     def on_fetched(self, event: Fetched, now: float) -> None:
         """The name has a version now; whoever waited for the name waits for the version."""
@@ -157,8 +169,7 @@ class Residency:
         if alias is None:
             return
         self._tiers.counters.fetch_failures += 1
-        kept = alias.digest is not None and not alias.key.credentialed
-        if kept and not isinstance(event.error, CallerError):
+        if alias.digest is not None and not isinstance(event.error, CallerError):
             # Its source does not answer: the version known so far serves until it does.
             alias.resolved_at = now
             return
@@ -173,6 +184,7 @@ class Residency:
             return None
         alias.fetching = False
         self.fetching -= 1
+        self.fetching_by_source[key.source] -= 1
         return alias
 
     def _remember_failure(self, alias: Alias, error: AdexError, now: float) -> None:
@@ -236,6 +248,7 @@ class Residency:
     def take_over(self, held: tuple[Held, ...]) -> None:
         """Know what a worker holds when its stream opens. No sequence stands anywhere yet."""
         self.fetching = 0
+        self.fetching_by_source.clear()
         self.stale.clear()
         for copy in held:
             self._tiers.register(copy.version, on_host=copy.tier is Tier.HOST)

@@ -45,8 +45,8 @@ class Wish:
     """What is to be generated, before the prompt is known in tokens.
 
     `sampling.max_new_tokens` counts only if `max_new_tokens` is given; `truncate` keeps the last
-    so many prompt tokens; `ignored` names fields that had no effect; `credential` ("": none) is what
-    the adapter's source is asked with.
+    so many prompt tokens; `ignored` names fields that had no effect; `credential` is what the
+    adapter's source is asked with, "" for none.
     """
 
     adapter: AdapterName | None

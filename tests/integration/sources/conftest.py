@@ -228,6 +228,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     served.close()
 
 
+@pytest.fixture(scope="module")
+def module_hub() -> Iterator[Hub]:
+    served = Hub()
+    yield served
+    served.close()
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """A folder with a small adapter of random weights."""
