@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import boto3
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
@@ -317,7 +317,7 @@ class _CutShortError(Exception):
 
 
 def _client(patience: Patience) -> Any:
-    return boto3.session.Session().client(
+    return Session().client(
         "s3",
         config=Config(
             connect_timeout=patience.connect_s,
