@@ -19,6 +19,10 @@ from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.tiers import Tiers
 
+# A prefix lookup costs as much as the prompt is long, so the head of the queue gets one only in
+# every so many looks; a prefix that is computed meanwhile is found a little later.
+LOOKS_PER_MATCH = 32
+
 
 @dataclass(slots=True)
 class Flight:
@@ -78,8 +82,13 @@ class Batch:
         self.next_step = first_step
         self.promised = 0
         self.preemptions = 0
-        self._awaited = 0
         self._short = 0
+        # The sequence that waits for pages at the head of the queue, the pages it wants, how many
+        # of them are kept for it, and how often it was looked at.
+        self._head = -1
+        self._head_pages = 0
+        self._awaited = 0
+        self._looks = 0
 
     @property
     def running(self) -> int:
@@ -208,20 +217,12 @@ class Batch:
             sequence = ready.first() if held_for is None else held_for
             if sequence is None or sequence not in ready:
                 return
-            tokens = sequence.tokens
-            matched = self._blocks.match((sequence.tenant, sequence.digest), tokens)
-            need = self._blocks.blocks_for(len(tokens)) - len(matched)
-            watermark = self._watermark if self.running else 0
-            idle = self._blocks.idle_among(matched)
-            short = need + idle + watermark + self.promised - self._blocks.available
-            if short > 0:
-                self._awaited = need
-                # With nothing running, nothing else would ever give pages back.
-                self._paging.relinquish(
-                    short,
-                    wanted=self.running == 0 and not self.flights,
-                    spare=self._paging.adapter_of(sequence),
-                )
+            looked_up = sequence.number == self._head and self._looks % LOOKS_PER_MATCH
+            if looked_up and self._falls_short(sequence, self._head_pages):
+                return
+            matched = self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
+            need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched)
+            if self._falls_short(sequence, need + self._blocks.idle_among(matched)):
                 return
             self._begin(draft, sequence, now)
             self._blocks.adopt(sequence, matched)
@@ -229,6 +230,23 @@ class Batch:
             self.promised += need
             self._plan_chunk(draft, sequence, tuple(sequence.blocks))
             assert sequence.planned > len(matched) * self._blocks.block_tokens
+
+    def _falls_short(self, sequence: Sequence, pages: int) -> bool:
+        """Whether the head of the queue must wait for some of the `pages` it wants.
+
+        If so, they are kept for it, and adapters nobody uses give theirs up.
+        """
+        watermark = self._watermark if self.running else 0
+        short = pages + watermark + self.promised - self._blocks.available
+        if short <= 0:
+            return False
+        self._looks = self._looks + 1 if sequence.number == self._head else 1
+        self._head, self._head_pages = sequence.number, pages
+        self._awaited = pages
+        # With nothing running, nothing else would ever give pages back.
+        nothing_runs = self.running == 0 and not self.flights
+        self._paging.relinquish(short, wanted=nothing_runs, spare=self._paging.adapter_of(sequence))
+        return True
 
     def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
         tenant = sequence.payer
