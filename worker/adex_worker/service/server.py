@@ -6,6 +6,7 @@ so that whoever waits sees a worker that loads rather than one that is not there
 
 import asyncio
 import logging
+import os
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -169,14 +170,17 @@ class WorkerServer:
         socket = _socket_path(self._listen)
         if socket is not None:
             _remove_stale_socket(socket)
+        # Whoever may open a Unix socket may run anything on the worker: owner and group only, from
+        # the moment it exists.
+        umask = os.umask(stat.S_IXUSR | stat.S_IXGRP | stat.S_IRWXO)
         try:
             port = self._server.add_insecure_port(self._listen)
         except RuntimeError as error:
             raise _cannot_listen(self._listen, str(error)) from error
+        finally:
+            os.umask(umask)
         await self._server.start()
         if socket is not None:
-            # Whoever may open this socket may run anything on the worker.
-            socket.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
             return self._listen
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
