@@ -18,6 +18,7 @@ from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.tiers import Tiers
+from adex_scheduler.core.turns import Turns
 
 # A prefix lookup costs as much as the prompt is long, so the head of the queue gets one only in
 # every so many looks; a prefix that is computed meanwhile is found a little later.
@@ -61,6 +62,7 @@ class Batch:
         tiers: Tiers,
         residency: Residency,
         paging: Paging,
+        turns: Turns,
         tenants: Tenants,
         first_step: int,
     ) -> None:
@@ -74,6 +76,7 @@ class Batch:
         self._tiers = tiers
         self._residency = residency
         self._paging = paging
+        self._turns = turns
         self._tenants = tenants
         self.decoding: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
@@ -213,7 +216,7 @@ class Batch:
         self._awaited = 0
         ready = self._tiers.ready
         while draft.tokens_left and self.running < self.running_max and ready:
-            held_for = self._paging.held_for
+            held_for = self._turns.held_for
             sequence = ready.first() if held_for is None else held_for
             if sequence is None or sequence not in ready:
                 return
@@ -250,9 +253,7 @@ class Batch:
 
     def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
         tenant = sequence.payer
-        blocked = self._paging.blocked
-        unfair = blocked is not None and tenant.served >= blocked.payer.served
-        self._paging.note_admission(sequence, unfair=unfair)
+        self._turns.note_admission(sequence)
         self._tenants.end_waiting(tenant)
         # A preempted sequence is computed again at our expense, not its tenant's.
         charge = 0.0 if sequence.began else PROMPT_TOKEN_WEIGHT * len(sequence.prompt)
@@ -274,12 +275,12 @@ class Batch:
         """Have pages come back for the sequences that missed this step.
 
         In order: adapters nobody wants, adapters someone waits for, the newest running sequences,
-        and at last the adapter that is held for the longest bypassed one.
+        and at last the adapter of the sequence that holds admissions back.
         """
         short = draft.pages_short - sum(len(sequence.blocks) for sequence in self._on_their_way())
         if short <= 0:
             return
-        held = self._paging.adapter_of(self._paging.held_for)
+        held = self._paging.adapter_of(self._turns.held_for)
         self._paging.relinquish(short, wanted=True, spare=held)
         short -= self._tiers.pages_leaving
         while short > 0 and self.running > 1:

@@ -9,8 +9,8 @@ from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.state import SchedulerCore
 
 _WAITING = (Stage.WAITING, Stage.WAITING_ADAPTER)
-_ON_DEVICE = (Residence.PAGING_IN, Residence.DEVICE, Residence.LEAVING_DEVICE)
-_HAS_SLOT = (Residence.PLACING, *_ON_DEVICE)
+_USABLE = (Residence.DEVICE, Residence.DRAINING)
+_HAS_SLOT = (Residence.PLACING, Residence.PAGING_IN, *_USABLE, Residence.LEAVING_DEVICE)
 
 
 def check(core: SchedulerCore) -> None:
@@ -95,7 +95,9 @@ def _check_adapters(core: SchedulerCore) -> None:
         assert adapter.pins == pins[adapter.digest], f"pins of {adapter.digest}"
         assert adapter.waiting.keys() == waiting.get(adapter.digest, set())
         if adapter.pins:
-            assert adapter.residence is Residence.DEVICE, f"{adapter.digest} is pinned"
+            assert adapter.residence in _USABLE, f"{adapter.digest} is pinned"
+        if adapter.residence is Residence.DRAINING:
+            assert adapter.pins, f"{adapter.digest} drains for nobody"
         if adapter.claimed_by is not None:
             assert adapter.residence is Residence.LEAVING_DEVICE
         if adapter.residence in (Residence.HOST, Residence.PLACING, Residence.PAGING_IN):
@@ -144,6 +146,9 @@ def _check_idle_groups(core: SchedulerCore) -> None:
         unpinned = on_device and adapter.pins == 0
         assert (adapter.digest in tiers.device_idle) == (unpinned and not adapter.waiting)
         assert (adapter.digest in tiers.device_wanted) == (unpinned and bool(adapter.waiting))
+        assert (adapter.digest in tiers.device_pinned) == (on_device and adapter.pins > 0)
+        is_draining = adapter.residence is Residence.DRAINING
+        assert (adapter.digest in tiers.draining) == is_draining
         spare = on_device or (adapter.residence is Residence.HOST and adapter.users == 0)
         held = adapter.host is HostCopy.HELD
         assert (adapter.digest in tiers.host_idle) == (spare and held)

@@ -85,10 +85,8 @@ class Residency:
         """No step touches the sequence any more."""
         if sequence.digest:
             adapter = self._tiers.adapters[sequence.digest]
-            assert adapter.pins > 0
-            adapter.pins -= 1
             adapter.used_at = now
-            self._tiers.settle(adapter)
+            self._tiers.unpin(adapter)
 
     def _bind(self, sequence: Sequence, adapter: Adapter, now: float) -> AdexError | None:
         error = self._too_large(sequence, adapter)

@@ -103,6 +103,9 @@ class Sequence:
     on_worker: bool = False
     """The worker knows this sequence: some plan named it and none has listed it as finished."""
     began: bool = False
+    blocked_at: float | None = None
+    blocked_after: int = 0
+    """When its adapter first found no room: the time, and the admissions before."""
     preemptions: int = 0
 
     @property
@@ -154,6 +157,7 @@ class Sequence:
         assert not self.blocks
         self.planned = self.computed = self.promised = 0
         self.left = self.length_max - len(self.tokens)
+        self.blocked_at = None
         self.slot = 0
         self.nodes.clear()
         self.on_worker = False

@@ -57,6 +57,8 @@ class Tiers:
         # Each group is in the order in which its members fell idle: the first is the victim.
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
+        self.device_pinned: OrderedDict[str, Adapter] = OrderedDict()
+        self.draining: OrderedDict[str, Adapter] = OrderedDict()
         self.host_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.disk_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.slots_free = list(range(1, info.slots_max + 1))
@@ -171,6 +173,23 @@ class Tiers:
         self._out.commands.append(Send(Evict(adapter.digest, Tier.DEVICE)))
         self._changed(adapter)
 
+    def drain(self, adapter: Adapter, number: int) -> None:
+        """Let nobody else begin with the adapter, and send it away after those who have."""
+        adapter.drained_for = number
+        if adapter.pins == 0:
+            self.evict_device(adapter)
+        else:
+            adapter.move(Residence.DRAINING)
+            self._changed(adapter)
+
+    def unpin(self, adapter: Adapter) -> None:
+        """One sequence fewer may use the device copy."""
+        assert adapter.pins > 0
+        adapter.pins -= 1
+        self.settle(adapter)
+        if adapter.pins == 0 and adapter.residence is Residence.DRAINING:
+            self.evict_device(adapter)
+
     def evict_host(self, adapter: Adapter) -> None:
         """Send the host copy away; a device copy stays."""
         adapter.host = HostCopy.LEAVING
@@ -263,6 +282,7 @@ class Tiers:
         self.slots_leaving -= 1
         self.pages_leaving -= adapter.pages - _overlap(adapter, claimant)
         first, stop = adapter.first_page, adapter.stop_page
+        adapter.drained_for = -1
         self._vacate(adapter)
         if claimant is not None:
             self.pool.take_exact(max(first, claimant.first_page), min(stop, claimant.stop_page))
@@ -302,6 +322,8 @@ class Tiers:
         host_spare = on_device or (unused and residence is Residence.HOST)
         _include(self.device_idle, adapter, unpinned and not adapter.waiting)
         _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting))
+        _include(self.device_pinned, adapter, on_device and adapter.pins > 0)
+        _include(self.draining, adapter, known and residence is Residence.DRAINING)
         _include(self.host_idle, adapter, host_spare and adapter.host is HostCopy.HELD)
         _include(self.disk_idle, adapter, unused and residence is Residence.DISK)
 

@@ -309,7 +309,7 @@ def test_a_reconnected_worker_keeps_its_host_and_disk_copies() -> None:
 
 
 def test_a_large_adapter_is_not_starved_by_small_ones_that_keep_coming() -> None:
-    desk = Desk(Limits(bypass_max=4), pages=24, slots_max=16)
+    desk = Desk(Limits(turn_admissions=4), pages=24, slots_max=16)
     small = [desk.publish(f"s{index}", 300) for index in range(5)]
     for index in range(5):
         desk.arrive(small[index], new=6)
@@ -342,7 +342,7 @@ def test_an_adapter_that_cannot_be_placed_is_displaced_by_nobody_while_someone_w
 
 
 def test_more_hot_adapters_than_slots_are_all_served_in_turn() -> None:
-    desk = Desk(Limits(bypass_max=4), slots_max=2)
+    desk = Desk(Limits(turn_admissions=4), slots_max=2)
     adapters = [desk.publish(f"a{index}") for index in range(20)]
     numbers = [desk.arrive(adapters[i % 20], tenant=f"t{i % 20}", new=4) for i in range(60)]
     desk.settle()
