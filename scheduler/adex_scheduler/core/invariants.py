@@ -34,8 +34,8 @@ def _check_pages(core: SchedulerCore) -> None:
         assert page not in owners, f"page {page}: {owners[page]} and {owner}"
         owners[page] = owner
 
-    for start, stop in core.pool.free:
-        for page in range(start, stop):
+    for page in range(core.pool.pages):
+        if core.pool.is_free(page):
             own(page, "free")
     for adapter in core.tiers.adapters.values():
         for page in _pages_of(core, adapter):
@@ -70,8 +70,10 @@ def _check_prefixes(core: SchedulerCore) -> None:
     users = Counter(
         node.number for s in core.sequences.values() for node in s.nodes if node is not None
     )
-    loose = {page for start, stop in core.pool.loose for page in range(start, stop)}
-    free = {page for start, stop in core.pool.free for page in range(start, stop)}
+    pool = core.pool
+    loose = {page for page in range(pool.pages) if pool.is_loose(page)}
+    free = {page for page in range(pool.pages) if pool.is_free(page)}
+    assert pool.pages_free == len(free)
     idle: set[int] = set()
     for node in core.blocks.nodes:
         assert node.users == users[node.number], f"shared block {node.number}"
