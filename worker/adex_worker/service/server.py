@@ -7,6 +7,7 @@ so that whoever waits sees a worker that loads rather than one that is not there
 import asyncio
 import logging
 import os
+import socket as sockets
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -213,14 +214,23 @@ def _socket_path(listen: str) -> Path | None:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Remove what a killed worker left. Raises ValidationError for anything but a socket."""
+    """Remove what a killed worker left. Raises ValidationError for anything else that is there."""
     if not path.parent.is_dir():
         raise _cannot_listen(f"unix://{path}", f"the folder {path.parent} does not exist")
     if not path.exists():
         return
     if not path.is_socket():
         raise _cannot_listen(f"unix://{path}", "something that is no socket is there already")
-    path.unlink()
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise _cannot_listen(f"unix://{path}", f"{error.strerror or error}") from error
+        else:
+            raise _cannot_listen(f"unix://{path}", "another process listens there")
 
 
 def _cannot_listen(address: str, reason: str) -> AdexError:

@@ -231,3 +231,15 @@ async def test_what_is_there_already_is_not_overwritten_unless_it_is_a_socket(
     with pytest.raises(ValidationError, match="no socket"):
         await WorkerServer(f"unix://{precious}", WorkerService()).start()
     assert precious.read_text() == "mine"
+
+
+async def test_a_socket_that_somebody_listens_on_is_not_taken_from_them(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/worker.sock"
+    first = WorkerServer(address, WorkerService())
+    await first.start()
+    try:
+        with pytest.raises(ValidationError, match="another process listens there"):
+            await WorkerServer(address, WorkerService()).start()
+        assert Path(tmp_path / "worker.sock").is_socket()
+    finally:
+        await first.stop(grace_s=1)
