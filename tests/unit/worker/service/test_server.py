@@ -240,6 +240,6 @@ async def test_a_socket_that_somebody_listens_on_is_not_taken_from_them(tmp_path
     try:
         with pytest.raises(ValidationError, match="another process listens there"):
             await WorkerServer(address, WorkerService()).start()
-        assert Path(tmp_path / "worker.sock").is_socket()
+        assert await asyncio.to_thread((tmp_path / "worker.sock").is_socket)
     finally:
         await first.stop(grace_s=1)
