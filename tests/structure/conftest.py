@@ -60,8 +60,8 @@ def modules() -> list[Module]:
 
 @pytest.fixture(scope="session")
 def scripts() -> list[Path]:
-    """Python outside the packages: tests, benchmarks, the demo's recipe."""
-    folders = [ROOT / "tests", ROOT / "benchmarks", ROOT / "demo"]
+    """Python outside the packages: tests, benchmarks, the demo's recipe, the docs' drawings."""
+    folders = [ROOT / name for name in ("benchmarks", "demo", "docs", "tests")]
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
 
