@@ -102,7 +102,7 @@ def page(text: str) -> str:
     for name, part in parts.items():
         before, begin, rest = text.partition(f"<!-- drawn: {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
-        assert begin and end, f"{PAGE.name} has no place for {name}"
+        assert end, f"{PAGE.name} has no place for {name}"
         text = f"{before}{begin}{part}\n{end}{after}"
     return text
 
