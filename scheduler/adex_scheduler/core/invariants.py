@@ -120,6 +120,7 @@ def _check_ledgers(core: SchedulerCore) -> None:
     on_host = sum(a.version.bundle_bytes for a in everyone if a.host is not HostCopy.NONE)
     leaving = sum(a.version.bundle_bytes for a in everyone if a.host is HostCopy.LEAVING)
     assert tiers.disk_bytes == sum(a.version.bundle_bytes for a in everyone)
+    assert tiers.disk_leaving == count(Residence.LEAVING_DISK)
     assert tiers.disk_leaving_bytes == total(Residence.LEAVING_DISK)
     assert tiers.host_bytes == on_host + total(Residence.STAGING)
     assert tiers.host_leaving_bytes == leaving

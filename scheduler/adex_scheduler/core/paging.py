@@ -69,6 +69,8 @@ class Paging:
         """Bring the disk back into its budget: unused versions leave, tier by tier."""
         tiers = self._tiers
         while tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes:
+            if tiers.disk_leaving >= self._limits.disk_evictions_max:
+                return
             if tiers.disk_idle:
                 self._residency.evict_disk(next(iter(tiers.disk_idle.values())))
                 continue

@@ -65,7 +65,7 @@ class Tiers:
         heapify(self.slots_free)
         self.slots_leaving = self.pages_leaving = 0
         self.host_bytes = self.host_leaving_bytes = 0
-        self.disk_bytes = self.disk_leaving_bytes = 0
+        self.disk_bytes = self.disk_leaving_bytes = self.disk_leaving = 0
         self.staging = self.paging_in = 0
 
     def register(self, version: AdapterVersion, *, on_host: bool = False) -> Adapter:
@@ -204,6 +204,7 @@ class Tiers:
         """Send the last copy of an unused version away."""
         assert adapter.users == 0, f"{adapter.digest} is used"
         adapter.move(Residence.LEAVING_DISK)
+        self.disk_leaving += 1
         self.disk_leaving_bytes += adapter.version.bundle_bytes
         self.counters.disk_evictions += 1
         self._out.commands.append(Send(Evict(adapter.digest, Tier.DISK)))
@@ -272,6 +273,7 @@ class Tiers:
                     adapter.move(Residence.DISK)
                 self._changed(adapter)
             case _:
+                self.disk_leaving -= 1
                 self.disk_leaving_bytes -= size
                 self.disk_bytes -= size
                 return adapter
