@@ -27,7 +27,9 @@ def shell_examples(page: str) -> list[tuple[str, str]]:
 
 def python_examples(page: str) -> list[tuple[str, str]]:
     """(program, output) of every Python block that is followed by a block of output."""
-    found = re.findall(r"^```python\n(.*?)^```\n(?:^```\n(.*?)^```$)?", page, re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^```python\n(.*?)^```\n(?:^```\n(.*?)^```$)?", page, re.MULTILINE | re.DOTALL
+    )
     return [(program, output.strip()) for program, output in found if output]
 
 
