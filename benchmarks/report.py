@@ -24,10 +24,10 @@ class Cell:
         return statistics.median(rates) if rates else float("nan")
 
     def first_ms(self, quantile: float) -> float:
-        return _quantile_ms([t for r in self.rounds for t in r.first_s], quantile)
+        return quantile_ms([t for r in self.rounds for t in r.first_s], quantile)
 
     def gap_ms(self, quantile: float) -> float:
-        return _quantile_ms([t for r in self.rounds for t in r.gaps_s], quantile)
+        return quantile_ms([t for r in self.rounds for t in r.gaps_s], quantile)
 
     def failures(self) -> list[str]:
         return [f for r in self.rounds for f in r.failures]
@@ -36,7 +36,8 @@ class Cell:
 Key = tuple[int, int]
 
 
-def _quantile_ms(values: list[float], quantile: float) -> float:
+def quantile_ms(values: list[float], quantile: float) -> float:
+    """The quantile of times in seconds, as milliseconds; NaN of nothing."""
     if not values:
         return float("nan")
     ordered = sorted(values)

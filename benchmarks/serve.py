@@ -41,16 +41,21 @@ START_S_MAX = 300.0
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    add_server_flags(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])
     parser.add_argument("--no-peft", action="store_true", help="measure our server alone")
     parser.add_argument("--no-write", action="store_true", help="print, but write no result file")
+    return parser.parse_args()
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is served, and where the model and adapters are kept."""
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device-memory", default="2GiB")
     default_root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "adex" / "benchmark"
     parser.add_argument("--work", type=Path, default=default_root.expanduser())
-    return parser.parse_args()
 
 
 def _free_port() -> int:
@@ -60,7 +65,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _server(model: Path, adapters: Path, options: argparse.Namespace) -> Iterator[str]:
+def serving(model: Path, adapters: Path, options: argparse.Namespace) -> Iterator[str]:
+    """`adex serve` over the model and the adapters' root; its address once it is healthy."""
     port, grpc_port = _free_port(), _free_port()
     command = [sys.executable, "-m", "adex", "serve", "--model-id", str(model)]
     command += ["--local-adapter-root", str(adapters), "--port", str(port)]
@@ -205,7 +211,7 @@ def main() -> None:
     keys = [(s, a) for s in options.streams for a in options.adapters]
     peft = None if options.no_peft else _Peft(model, adapters, names, options.dtype)
     try:
-        with _server(model, adapters, options) as url:
+        with serving(model, adapters, options) as url:
             ours, theirs = _measure(url, peft, keys, options.rounds)
     finally:
         if peft is not None:

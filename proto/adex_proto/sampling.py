@@ -10,6 +10,8 @@ TOP_LOGPROBS_MAX = 20
 LOGIT_BIAS_MAX = 300
 STOP_TOKENS_MAX = 64
 SEED_MAX = 2**64 - 1
+# Above any vocabulary and any context; the wire and the tensors hold nothing beyond 2**63.
+COUNT_MAX = 2**31 - 1
 
 
 class FinishReason(Enum):
@@ -49,10 +51,10 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _within("max_new_tokens", self.max_new_tokens, 1, None)
+        _within("max_new_tokens", self.max_new_tokens, 1, COUNT_MAX)
         _within("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_k", self.top_k, 0, None)
+        _within("top_k", self.top_k, 0, COUNT_MAX)
         _within("top_p", self.top_p, 0.0, 1.0, above=True)
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("typical_p", self.typical_p, 0.0, 1.0, above=True)
@@ -68,14 +70,15 @@ class SamplingParams:
             _within("logprobs", self.logprobs, 0, TOP_LOGPROBS_MAX)
 
 
-def _within(
-    field: str, value: float, low: float, high: float | None, *, above: bool = False
-) -> None:
+def _within(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     """Raise unless low <= value <= high (low < value where `above`) and the value is finite."""
-    in_range = math.isfinite(value) and (value > low if above else value >= low)
-    if in_range and (high is None or value <= high):
+    # An int too large for a float is in no range, and cannot be asked whether it is finite.
+    in_range = low <= value <= high and math.isfinite(value)
+    if in_range and not (above and value == low):
         return
-    bounds = f"{'>' if above else '>='} {low:g}" + ("" if high is None else f" and <= {high:g}")
+    bounds = f"{'>' if above else '>='} {low:g} and <= {high:.10g}"
     raise ValidationError(
-        f"`{field}` must be {bounds}, got {value!r}", field=field, remedy=f"Send a value {bounds}"
+        f"`{field}` must be {bounds}, got {value!r:.100}",
+        field=field,
+        remedy=f"Send a value {bounds}",
     )

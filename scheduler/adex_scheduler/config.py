@@ -166,20 +166,18 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
 
     count: dict[str, Any] = {"type": _argument(_count), "metavar": "N"}
     automatic: dict[str, Any] = {"type": _argument(_count_or_auto), "metavar": "N"}
-    port: dict[str, Any] = {"type": _argument(_port), "metavar": "PORT"}
     add("--model-id", "", "the base model: the folder or hub id that the worker serves")
     add("--revision", "", "branch, tag or commit of a hub model")
     parser.add_argument(
         "--served-model-name", action="append", help="a public name of the base model (repeatable)"
     )
     add("--host", "127.0.0.1", "address to listen at; 0.0.0.0 for containers")
-    add("--port", "8080", "port of the REST API, 0 for any free one", **port)
+    add("--port", "8080", "port of the REST API, 0 for any free one", type=_argument(_port))
     add(
         "--grpc-port",
         "9090",
         "port of the gRPC API, 0 for any free one, off for none",
         type=_argument(_port_or_off),
-        metavar="PORT",
     )
     add("--worker", "127.0.0.1:50051", "where the worker listens: host:port or unix:///path")
     parser.add_argument(
@@ -195,13 +193,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder of the worker's whose adapters /v1/models lists (repeatable)",
     )
-    sources = ("local", "hub", "s3")
-    add(
-        "--adapter-source",
-        "local",
-        f"where names without a source lie: one of {', '.join(sources)}",
-        choices=sources,
-    )
+    where = "where names without a source lie: local, hub or s3"
+    add("--adapter-source", "local", where, choices=("local", "hub", "s3"))
     add("--max-batch-tokens", "auto", "tokens in one step at most", **automatic)
     add("--max-sequences", "auto", "sequences in one step at most", **automatic)
     add("--max-waiting", "1024", "sequences that may wait; more are refused", **count)

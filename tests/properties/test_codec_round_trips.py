@@ -27,7 +27,13 @@ from adex_proto.outcome import (
     WorkerInfo,
 )
 from adex_proto.plan import Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
-from adex_proto.sampling import LOGIT_BIAS_MAX, SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
+from adex_proto.sampling import (
+    COUNT_MAX,
+    LOGIT_BIAS_MAX,
+    SEED_MAX,
+    TOP_LOGPROBS_MAX,
+    SamplingParams,
+)
 
 INT32, INT64 = st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -44,7 +50,7 @@ def some(low: float, high: float, **options: bool) -> st.SearchStrategy[float]:
 
 @st.composite
 def samplings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> SamplingParams:
-    most = draw(st.integers(1, 2**40))
+    most = draw(st.integers(1, COUNT_MAX))
     return SamplingParams(
         max_new_tokens=most,
         min_new_tokens=draw(st.integers(0, most)),

@@ -1,25 +1,26 @@
 """The page pool against a set of numbers."""
 
-from itertools import pairwise
-
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from adex_scheduler.core.pool import Intervals, PagePool, runs_of
+from adex_scheduler.core.pool import PagePool
 
 PAGES = 40
+
+
+def runs_of(pages: set[int]) -> list[tuple[int, int]]:
+    """The pages as half-open runs, ascending."""
+    starts = sorted(page for page in pages if page - 1 not in pages)
+    stops = sorted(page + 1 for page in pages if page + 1 not in pages)
+    return list(zip(starts, stops, strict=True))
 
 
 def longest_run(pages: set[int]) -> int:
     return max((stop - start for start, stop in runs_of(pages)), default=0)
 
 
-@given(st.sets(st.integers(0, 60)))
-def test_runs_of_pages_join_neighbours_and_lose_nothing(pages: set[int]) -> None:
-    runs = runs_of(pages)
-    assert {page for start, stop in runs for page in range(start, stop)} == pages
-    assert all(left[1] < right[0] for left, right in pairwise(runs))
+def lowest_run(pages: set[int], count: int) -> int | None:
+    return next((start for start, stop in runs_of(pages) if stop - start >= count), None)
 
 
 class PoolAgainstSet(RuleBasedStateMachine):
@@ -47,14 +48,10 @@ class PoolAgainstSet(RuleBasedStateMachine):
     @rule(target=owned, count=st.integers(1, 12))
     def take_run(self, count: int) -> object:
         start = self.pool.take_run(count)
-        if longest_run(self.free) < count:
-            assert start is None
+        assert start == lowest_run(self.free, count)
+        if start is None:
             return multiple()
-        assert start is not None
-        fits = [run for run in runs_of(self.free) if run[1] - run[0] >= count]
-        assert start == min(fits, key=lambda run: (run[1] - run[0], run[0]))[0]
         run = frozenset(range(start, start + count))
-        assert run <= self.free
         self.free -= run
         return run
 
@@ -76,26 +73,22 @@ class PoolAgainstSet(RuleBasedStateMachine):
     def the_pool_says_what_the_set_says(self) -> None:
         assert self.pool.pages_free == len(self.free)
         assert self.pool.largest_run == longest_run(self.free)
-        assert list(self.pool.free) == runs_of(self.free)
-        assert list(self.pool.loose) == runs_of(self.free | self.given_up)
+        for page in range(PAGES):
+            assert self.pool.is_free(page) == (page in self.free)
+            assert self.pool.is_loose(page) == (page in self.free | self.given_up)
+
+    @rule(count=st.integers(1, 12))
+    def find_loose(self, count: int) -> None:
+        assert self.pool.find_loose(count) == lowest_run(self.free | self.given_up, count)
+
+    @rule(pages=owned)
+    def widen(self, pages: frozenset[int]) -> None:
+        start, stop = min(pages), max(pages) + 1
+        low, high = self.pool.widen(start, stop)
+        loose = self.free | self.given_up
+        assert set(range(low, start)) | set(range(stop, high)) <= loose
+        assert low - 1 not in loose
+        assert high not in loose
 
 
 TestPoolAgainstSet = PoolAgainstSet.TestCase
-
-
-@given(st.sets(st.integers(0, 40)), st.integers(0, 40), st.integers(1, 10))
-def test_intervals_answer_questions_as_a_set_does(
-    members: set[int], start: int, length: int
-) -> None:
-    intervals = Intervals()
-    for low, high in runs_of(members):
-        intervals.add(low, high)
-    asked = set(range(start, start + length))
-    inside = {n for low, high in intervals.within(start, start + length) for n in range(low, high)}
-    assert inside == members & asked
-    assert intervals.holds(start, start + length) == (asked <= members)
-    if not asked & members:
-        low, high = intervals.around(start, start + length)
-        assert set(range(low, high)) - asked <= members
-        assert low - 1 not in members
-        assert high not in members

@@ -19,12 +19,15 @@ _LOG = logging.getLogger("adex.worker")
 _T = TypeVar("_T")
 
 USER_ERROR = 2
+# A step was still running when the time for stopping was over.
+UNFINISHED = 3
 # How long a stop waits for the step that runs.
 _STOP_S_MAX = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns: 0 after a stop that was asked for, 2 for what the operator can mend."""
+    """Returns: 0 after a stop that was asked for, 2 for what the operator can mend. Leaves the
+    process with 3 where a step does not end."""
     try:
         options = parse_options(arguments)
         _configure_logging(options.log_level)
@@ -58,7 +61,10 @@ async def _serve(options: WorkerOptions) -> int:
         await server.stop(_STOP_S_MAX)
         if worker is not None:
             worker.parts.pools.close()
-            worker.parts.steps.stop()
+            if not worker.parts.steps.stop(wait_s=1.0):
+                # Nothing can end a thread from outside; the process need not wait for it.
+                _LOG.error("a step does not end; leaving without it")
+                os._exit(UNFINISHED)
     return 0
 
 

@@ -206,7 +206,8 @@ def _device(name: str) -> torch.device:
 
 def _machine(cache_dir: Path, device: torch.device) -> Machine:
     existing = cache_dir
-    while not existing.exists():
+    # A folder that may not be looked into has no existing child either.
+    while not os.path.exists(existing):
         existing = existing.parent
     return Machine(
         host_free=_host_free(),
@@ -247,7 +248,7 @@ def _arena(budget: Budget, decoder: Decoder) -> Arena:
             dtype=decoder.dtype,
             device=decoder.device,
         )
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         raise ValidationError(
             f"a device pool of {as_size(budget.pool_bytes)} cannot be allocated",
             field="device_memory",

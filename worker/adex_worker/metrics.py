@@ -62,7 +62,7 @@ def serve_metrics(sources: Sources, port: int) -> None:
     registry.register(_WorkerCollector(sources))
     try:
         start_http_server(port, registry=registry)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ValidationError(
             f"--metrics-port {port} cannot be listened on: {error}",
             field="metrics_port",

@@ -1,7 +1,10 @@
 """What to try first, told once the server is ready."""
 
+import itertools
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +33,11 @@ def local_url(host: str, port: int) -> str:
     return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
 
 
-def choose_sample(options: ServeOptions) -> Sample:
-    """The demonstration's own sample if its adapter is served, else the first adapter found."""
+def choose_samples(options: ServeOptions) -> list[Sample]:
+    """The demonstration's own samples whose adapters are served, else the first adapter found."""
     served = adapter_names(options)
-    for sample in _samples():
-        if sample.adapter is None or sample.adapter in served:
-            return sample
-    return Sample("Once upon a time", served[0] if served else None)
+    samples = [each for each in _samples() if each.adapter is None or each.adapter in served]
+    return samples or [Sample("Once upon a time", served[0] if served else None)]
 
 
 def adapter_names(options: ServeOptions) -> list[str]:
@@ -67,30 +68,45 @@ def _samples() -> list[Sample]:
     return []
 
 
-def commands_to_try(sample: Sample, url: str) -> list[str]:
-    """Three commands, ready for a shell."""
-    parameters: dict[str, object] = {"max_new_tokens": 32}
-    if sample.adapter is not None:
-        parameters = {"adapter_id": sample.adapter} | parameters
-    body = json.dumps({"inputs": sample.prompt, "parameters": parameters}, ensure_ascii=False)
+def commands_to_try(samples: Sequence[Sample], url: str) -> list[str]:
+    """Three commands, ready for a shell, over as many samples as there are."""
+    asked, generated, chatted = (samples[turn % len(samples)] for turn in range(3))
+    parameters: dict[str, object] = {"max_new_tokens": 64}
+    if asked.adapter is not None:
+        parameters = {"adapter_id": asked.adapter} | parameters
+    body = json.dumps({"inputs": asked.prompt, "parameters": parameters}, ensure_ascii=False)
     where = [] if url == _DEFAULT_URL else ["--url", url]
-    adapter = [] if sample.adapter is None else ["--adapter-id", sample.adapter]
     json_header = "content-type: application/json"
+    adex = _program()
     return [
         shlex.join(["curl", f"{url}/generate", "-H", json_header, "-d", body]),
-        shlex.join(["adex", "generate", *where, *adapter, sample.prompt]),
+        shlex.join([adex, "generate", *where, *_adapter_flag(generated), generated.prompt]),
         # A chat is sampled unless told otherwise, and a first impression should be repeatable.
-        shlex.join(["adex", "chat", *where, *adapter, "--temperature", "0"]),
+        shlex.join([adex, "chat", *where, *_adapter_flag(chatted), "--temperature", "0"]),
     ]
+
+
+def _adapter_flag(sample: Sample) -> list[str]:
+    return [] if sample.adapter is None else ["--adapter-id", sample.adapter]
+
+
+def _program() -> str:
+    """How this command is called here: by its name where the shell finds it, else by its path."""
+    called = Path(sys.argv[0])
+    if called.name != "adex" or shutil.which("adex"):
+        return "adex"
+    return str(called)
 
 
 def banner(options: ServeOptions, url: str, adapters: int | None) -> Sequence[str]:
     """The lines that tell the server is ready; the first is the headline."""
-    sample = choose_sample(options)
+    samples = choose_samples(options)
     counted = "" if adapters is None else f", {adapters} adapter{'' if adapters == 1 else 's'}"
     lines = [f"adex is ready at {url} ({options.model_id}{counted})", "Try:"]
-    lines += [f"  {command}" for command in commands_to_try(sample, url)]
-    if sample.answer is not None:
-        lines.append(f"  # {sample.adapter or 'the base model'} answers: {sample.answer}")
+    commands = commands_to_try(samples, url)
+    for sample, command in zip(itertools.cycle(samples), commands, strict=False):
+        lines.append(f"  {command}")
+        if sample.answer is not None:
+            lines.append(f"  # {sample.prompt} -> {sample.answer}")
     lines.append("Ctrl-C ends it; running requests finish first.")
     return lines

@@ -14,6 +14,7 @@ class Residence(Enum):
 
     The disk always has it (a version that leaves the disk is forgotten). STAGING, PLACING (room is
     being made), PAGING_IN and the LEAVING ones are moves that the worker has not answered yet.
+    DRAINING is on the device for those who use it and for nobody else, and leaves after them.
     """
 
     DISK = "disk"
@@ -22,6 +23,7 @@ class Residence(Enum):
     PLACING = "placing"
     PAGING_IN = "paging_in"
     DEVICE = "device"
+    DRAINING = "draining"
     LEAVING_DEVICE = "leaving_device"
     LEAVING_HOST = "leaving_host"
     LEAVING_DISK = "leaving_disk"
@@ -33,7 +35,8 @@ MOVES: dict[Residence, frozenset[Residence]] = {
     Residence.HOST: frozenset({Residence.PLACING, Residence.LEAVING_HOST}),
     Residence.PLACING: frozenset({Residence.PAGING_IN}),
     Residence.PAGING_IN: frozenset({Residence.DEVICE, Residence.HOST}),
-    Residence.DEVICE: frozenset({Residence.LEAVING_DEVICE}),
+    Residence.DEVICE: frozenset({Residence.DRAINING, Residence.LEAVING_DEVICE}),
+    Residence.DRAINING: frozenset({Residence.LEAVING_DEVICE}),
     Residence.LEAVING_DEVICE: frozenset({Residence.HOST, Residence.LEAVING_HOST, Residence.DISK}),
     Residence.LEAVING_HOST: frozenset({Residence.DISK}),
     Residence.LEAVING_DISK: frozenset(),
@@ -45,6 +48,7 @@ _TIERS = {
     Residence.PAGING_IN: Tier.HOST,
     Residence.LEAVING_HOST: Tier.HOST,
     Residence.DEVICE: Tier.DEVICE,
+    Residence.DRAINING: Tier.DEVICE,
     Residence.LEAVING_DEVICE: Tier.DEVICE,
     Residence.LEAVING_DISK: Tier.ABSENT,
 }
@@ -77,6 +81,11 @@ class Adapter:
     missing: int = 0
     claimed_by: "Adapter | None" = None
     """The adapter whose room this one's eviction makes."""
+    drained_for: int = -1
+    """The sequence for whose adapter this one drains."""
+    placed_at: float = 0.0
+    placed_after: int = 0
+    """When its turn on the device began: the time, and the admissions before."""
     retries: int = 0
     used_at: float = 0.0
     waiting: dict[int, Sequence] = field(default_factory=dict[int, Sequence])

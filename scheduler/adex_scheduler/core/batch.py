@@ -18,6 +18,11 @@ from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.tiers import Tiers
+from adex_scheduler.core.turns import Turns
+
+# A prefix lookup costs as much as the prompt is long, so the head of the queue gets one only in
+# every so many looks; a prefix that is computed meanwhile is found a little later.
+LOOKS_PER_MATCH = 32
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class Batch:
         tiers: Tiers,
         residency: Residency,
         paging: Paging,
+        turns: Turns,
         tenants: Tenants,
         first_step: int,
     ) -> None:
@@ -70,6 +76,7 @@ class Batch:
         self._tiers = tiers
         self._residency = residency
         self._paging = paging
+        self._turns = turns
         self._tenants = tenants
         self.decoding: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
@@ -78,8 +85,13 @@ class Batch:
         self.next_step = first_step
         self.promised = 0
         self.preemptions = 0
-        self._awaited = 0
         self._short = 0
+        # The sequence that waits for pages at the head of the queue, the pages it wants, how many
+        # of them are kept for it, and how often it was looked at.
+        self._head = -1
+        self._head_pages = 0
+        self._awaited = 0
+        self._looks = 0
 
     @property
     def running(self) -> int:
@@ -204,24 +216,16 @@ class Batch:
         self._awaited = 0
         ready = self._tiers.ready
         while draft.tokens_left and self.running < self.running_max and ready:
-            held_for = self._paging.held_for
+            held_for = self._turns.held_for
             sequence = ready.first() if held_for is None else held_for
             if sequence is None or sequence not in ready:
                 return
-            tokens = sequence.tokens
-            matched = self._blocks.match((sequence.tenant, sequence.digest), tokens)
-            need = self._blocks.blocks_for(len(tokens)) - len(matched)
-            watermark = self._watermark if self.running else 0
-            idle = self._blocks.idle_among(matched)
-            short = need + idle + watermark + self.promised - self._blocks.available
-            if short > 0:
-                self._awaited = need
-                # With nothing running, nothing else would ever give pages back.
-                self._paging.relinquish(
-                    short,
-                    wanted=self.running == 0 and not self.flights,
-                    spare=self._paging.adapter_of(sequence),
-                )
+            looked_up = sequence.number == self._head and self._looks % LOOKS_PER_MATCH
+            if looked_up and self._falls_short(sequence, self._head_pages):
+                return
+            matched = self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
+            need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched)
+            if self._falls_short(sequence, need + self._blocks.idle_among(matched)):
                 return
             self._begin(draft, sequence, now)
             self._blocks.adopt(sequence, matched)
@@ -230,11 +234,26 @@ class Batch:
             self._plan_chunk(draft, sequence, tuple(sequence.blocks))
             assert sequence.planned > len(matched) * self._blocks.block_tokens
 
+    def _falls_short(self, sequence: Sequence, pages: int) -> bool:
+        """Whether the head of the queue must wait for some of the `pages` it wants.
+
+        If so, they are kept for it, and adapters nobody uses give theirs up.
+        """
+        watermark = self._watermark if self.running else 0
+        short = pages + watermark + self.promised - self._blocks.available
+        if short <= 0:
+            return False
+        self._looks = self._looks + 1 if sequence.number == self._head else 1
+        self._head, self._head_pages = sequence.number, pages
+        self._awaited = pages
+        # With nothing running, nothing else would ever give pages back.
+        nothing_runs = self.running == 0 and not self.flights
+        self._paging.relinquish(short, wanted=nothing_runs, spare=self._paging.adapter_of(sequence))
+        return True
+
     def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
         tenant = sequence.payer
-        blocked = self._paging.blocked
-        unfair = blocked is not None and tenant.served >= blocked.payer.served
-        self._paging.note_admission(sequence, unfair=unfair)
+        self._turns.note_admission(sequence)
         self._tenants.end_waiting(tenant)
         # A preempted sequence is computed again at our expense, not its tenant's.
         charge = 0.0 if sequence.began else PROMPT_TOKEN_WEIGHT * len(sequence.prompt)
@@ -256,12 +275,12 @@ class Batch:
         """Have pages come back for the sequences that missed this step.
 
         In order: adapters nobody wants, adapters someone waits for, the newest running sequences,
-        and at last the adapter that is held for the longest bypassed one.
+        and at last the adapter of the sequence that holds admissions back.
         """
         short = draft.pages_short - sum(len(sequence.blocks) for sequence in self._on_their_way())
         if short <= 0:
             return
-        held = self._paging.adapter_of(self._paging.held_for)
+        held = self._paging.adapter_of(self._turns.held_for)
         self._paging.relinquish(short, wanted=True, spare=held)
         short -= self._tiers.pages_leaving
         while short > 0 and self.running > 1:

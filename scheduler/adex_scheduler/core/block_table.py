@@ -96,16 +96,11 @@ class Blocks:
 
     def reclaim(self, start: int, stop: int) -> None:
         """Take the pages [start, stop), each of which is free or holds an idle prefix."""
-        for low, high in self._pool.free.within(start, stop):
-            self._pool.take_exact(low, high)
-            start = self._reclaim_idle(start, low)
-            start = high
-        self._reclaim_idle(start, stop)
-
-    def _reclaim_idle(self, start: int, stop: int) -> int:
         for page in range(start, stop):
-            self._forget(page, self._idle.pop(page))
-        return stop
+            if self._pool.is_free(page):
+                self._pool.take_exact(page, page + 1)
+            else:
+                self._forget(page, self._idle.pop(page))
 
     def _forget(self, page: int, node: Node) -> None:
         del self._nodes[node.key]

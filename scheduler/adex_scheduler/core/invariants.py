@@ -9,8 +9,8 @@ from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.state import SchedulerCore
 
 _WAITING = (Stage.WAITING, Stage.WAITING_ADAPTER)
-_ON_DEVICE = (Residence.PAGING_IN, Residence.DEVICE, Residence.LEAVING_DEVICE)
-_HAS_SLOT = (Residence.PLACING, *_ON_DEVICE)
+_USABLE = (Residence.DEVICE, Residence.DRAINING)
+_HAS_SLOT = (Residence.PLACING, Residence.PAGING_IN, *_USABLE, Residence.LEAVING_DEVICE)
 
 
 def check(core: SchedulerCore) -> None:
@@ -34,8 +34,8 @@ def _check_pages(core: SchedulerCore) -> None:
         assert page not in owners, f"page {page}: {owners[page]} and {owner}"
         owners[page] = owner
 
-    for start, stop in core.pool.free:
-        for page in range(start, stop):
+    for page in range(core.pool.pages):
+        if core.pool.is_free(page):
             own(page, "free")
     for adapter in core.tiers.adapters.values():
         for page in _pages_of(core, adapter):
@@ -70,8 +70,10 @@ def _check_prefixes(core: SchedulerCore) -> None:
     users = Counter(
         node.number for s in core.sequences.values() for node in s.nodes if node is not None
     )
-    loose = {page for start, stop in core.pool.loose for page in range(start, stop)}
-    free = {page for start, stop in core.pool.free for page in range(start, stop)}
+    pool = core.pool
+    loose = {page for page in range(pool.pages) if pool.is_loose(page)}
+    free = {page for page in range(pool.pages) if pool.is_free(page)}
+    assert pool.pages_free == len(free)
     idle: set[int] = set()
     for node in core.blocks.nodes:
         assert node.users == users[node.number], f"shared block {node.number}"
@@ -95,7 +97,9 @@ def _check_adapters(core: SchedulerCore) -> None:
         assert adapter.pins == pins[adapter.digest], f"pins of {adapter.digest}"
         assert adapter.waiting.keys() == waiting.get(adapter.digest, set())
         if adapter.pins:
-            assert adapter.residence is Residence.DEVICE, f"{adapter.digest} is pinned"
+            assert adapter.residence in _USABLE, f"{adapter.digest} is pinned"
+        if adapter.residence is Residence.DRAINING:
+            assert adapter.pins, f"{adapter.digest} drains for nobody"
         if adapter.claimed_by is not None:
             assert adapter.residence is Residence.LEAVING_DEVICE
         if adapter.residence in (Residence.HOST, Residence.PLACING, Residence.PAGING_IN):
@@ -116,6 +120,7 @@ def _check_ledgers(core: SchedulerCore) -> None:
     on_host = sum(a.version.bundle_bytes for a in everyone if a.host is not HostCopy.NONE)
     leaving = sum(a.version.bundle_bytes for a in everyone if a.host is HostCopy.LEAVING)
     assert tiers.disk_bytes == sum(a.version.bundle_bytes for a in everyone)
+    assert tiers.disk_leaving == count(Residence.LEAVING_DISK)
     assert tiers.disk_leaving_bytes == total(Residence.LEAVING_DISK)
     assert tiers.host_bytes == on_host + total(Residence.STAGING)
     assert tiers.host_leaving_bytes == leaving
@@ -144,6 +149,9 @@ def _check_idle_groups(core: SchedulerCore) -> None:
         unpinned = on_device and adapter.pins == 0
         assert (adapter.digest in tiers.device_idle) == (unpinned and not adapter.waiting)
         assert (adapter.digest in tiers.device_wanted) == (unpinned and bool(adapter.waiting))
+        assert (adapter.digest in tiers.device_pinned) == (on_device and adapter.pins > 0)
+        is_draining = adapter.residence is Residence.DRAINING
+        assert (adapter.digest in tiers.draining) == is_draining
         spare = on_device or (adapter.residence is Residence.HOST and adapter.users == 0)
         held = adapter.host is HostCopy.HELD
         assert (adapter.digest in tiers.host_idle) == (spare and held)
@@ -217,7 +225,7 @@ def _expected_line(core: SchedulerCore, sequence: Sequence) -> Line | None:
         alias = core.residency.names.get(sequence.key)
         assert alias is not None
         assert sequence.number in alias.waiting
-        return None if alias.fetching else tiers.to_fetch
+        return None if alias.fetching else tiers.fetch_line(alias.key)
     lines = {
         Residence.DEVICE: tiers.ready,
         Residence.HOST: tiers.to_page_in,

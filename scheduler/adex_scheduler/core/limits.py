@@ -22,6 +22,8 @@ class Limits:
     stages_max: int = 4
     page_ins_max: int = 2
     """Moves in flight towards each tier; more only queue on the same link."""
+    disk_evictions_max: int = 64
+    """Bundles told to leave the disk and not gone yet: a worker may come with far too many."""
     move_retries_max: int = 2
     alias_ttl_s: float = 5.0
     """An adapter name resolved longer ago is resolved again beside the request that uses it."""
@@ -34,8 +36,10 @@ class Limits:
     """A sequence that has not begun by then fails."""
     worker_wait_s_max: float = 30.0
     """How long a sequence outlives the loss of its worker without another one coming."""
-    bypass_max: int = 64
-    """Younger sequences admitted past one whose adapter finds no room, until all must wait."""
+    turn_admissions: int = 64
+    turn_s: float = 2.0
+    """An adapter on the device keeps its place for a turn, which ends after so many admissions or
+    so much time, whichever is first; then it may have to make way for one that is due."""
     watermark_fraction: float = 0.01
     """Share of the pages that admission leaves free, so that running sequences can grow."""
     prefix_cache: bool = True

@@ -1,7 +1,7 @@
 """Which adapter moves when: the least recently used leaves, the longest waiting comes.
 
 An adapter that someone waits for is displaced only for running sequences that need its pages, or
-for a sequence that has been bypassed too often. Each call looks at a bounded window of the lines,
+when it has had its turn and another is due. Each call looks at a bounded window of the lines,
 so its cost depends on the window and not on how many adapters or sequences there are.
 """
 
@@ -14,12 +14,11 @@ from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.room import find_room
 from adex_scheduler.core.sequence import Sequence
 from adex_scheduler.core.tiers import Tiers
+from adex_scheduler.core.turns import Turns
 
 # Sequences looked at for each link in one call, and idle adapters considered for one run of pages.
 WINDOW = 8
 CANDIDATES = 32
-# How many names are looked through for one whose source is not busy.
-NAMES = 256
 
 
 class Paging:
@@ -29,45 +28,21 @@ class Paging:
     the head of the queue.
     """
 
-    def __init__(self, limits: Limits, residency: Residency, tiers: Tiers) -> None:
+    def __init__(self, limits: Limits, residency: Residency, tiers: Tiers, turns: Turns) -> None:
         self._limits = limits
         self._residency = residency
         self._tiers = tiers
-        self._blocked: Sequence | None = None
-        self._bypassed = 0
+        self._turns = turns
         self.keep_pages = 0
 
-    @property
-    def held_for(self) -> Sequence | None:
-        """The sequence that has been bypassed so often that no other may be admitted before it."""
-        return self._blocked if self._bypassed >= self._limits.bypass_max else None
-
-    @property
-    def blocked(self) -> Sequence | None:
-        """The sequence whose adapter found no room, and whose bypassing is counted."""
-        return self._blocked
-
-    def note_admission(self, sequence: Sequence, *, unfair: bool) -> None:
-        """Count a younger sequence that went first although its tenant was served no less."""
-        blocked = self._blocked
-        if blocked is sequence:
-            self._blocked = None
-        elif blocked is not None and unfair and sequence.number > blocked.number:
-            self._bypassed += 1
-
-    def note_gone(self, sequence: Sequence) -> None:
-        """The sequence waits no more."""
-        if self._blocked is sequence:
-            self._blocked = None
-
-    def advance(self) -> None:
+    def advance(self, now: float) -> None:
         """Begin every move that is wanted, allowed and has room."""
         self._trim_disk()
         self._fetch()
         if self._tiers.to_stage:
             self._stage()
         if self._tiers.to_page_in:
-            self._page_in()
+            self._page_in(now)
 
     def relinquish(self, pages: int, *, wanted: bool, spare: Adapter | None = None) -> None:
         """Evict idle adapters until `pages` pages are leaving, or no candidate is left.
@@ -94,6 +69,8 @@ class Paging:
         """Bring the disk back into its budget: unused versions leave, tier by tier."""
         tiers = self._tiers
         while tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes:
+            if tiers.disk_leaving >= self._limits.disk_evictions_max:
+                return
             if tiers.disk_idle:
                 self._residency.evict_disk(next(iter(tiers.disk_idle.values())))
                 continue
@@ -112,16 +89,20 @@ class Paging:
         # While the disk is over its budget and nothing can go, nothing more is brought.
         full = tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes
         while not full and residency.fetching < self._limits.fetches_max:
-            keys = (sequence.key for sequence in tiers.to_fetch.window(NAMES))
-            key = next((key for key in keys if key and residency.may_fetch(key)), None)
-            if key is None:
+            lines = [line for line in tiers.to_fetch.values() if line and residency.may_fetch(line)]
+            heads = [head for line in lines if (head := line.first()) is not None]
+            if not heads:
                 break
-            alias = residency.names.get(key)
+            # Each source's line is in fair order; between sources, whoever came first.
+            sequence = min(heads, key=lambda head: head.number)
+            assert sequence.key is not None
+            alias = residency.names.get(sequence.key)
             assert alias is not None
             residency.begin_fetch(alias)
         while residency.fetching < self._limits.fetches_max:
-            stale = islice(residency.stale.values(), NAMES)
-            old = next((alias for alias in stale if residency.may_fetch(alias.key)), None)
+            some = islice(residency.stale.values(), CANDIDATES)
+            may = (alias for alias in some if residency.may_fetch(tiers.fetch_line(alias.key)))
+            old = next(may, None)
             if old is None:
                 break
             residency.begin_fetch(old)
@@ -130,7 +111,7 @@ class Paging:
         """Bring bundles into host memory, strictly in order: a large one is never overtaken."""
         tiers = self._tiers
         while tiers.staging < self._limits.stages_max:
-            held = self.held_for
+            held = self._turns.held_for
             sequence = (
                 held if held is not None and held in tiers.to_stage else tiers.to_stage.first()
             )
@@ -161,37 +142,31 @@ class Paging:
                     tiers.evict_host(adapter)
         return tiers.host_bytes + size <= tiers.info.host_bytes
 
-    def _page_in(self) -> None:
+    def _page_in(self, now: float) -> None:
         """Bring bundles onto the device as they find room, but a held one before all others."""
         tiers = self._tiers
         while tiers.paging_in < self._limits.page_ins_max:
-            held = self.held_for
+            held = self._turns.held_for
             exclusive = held is not None and held in tiers.to_page_in
             window = [held] if held and exclusive else tiers.to_page_in.window(WINDOW)
-            too_large = tiers.info.pages + 1
-            for sequence in window:
-                adapter = tiers.adapters[sequence.digest]
-                # What could not place one adapter will not place one at least as large.
-                if adapter.pages < too_large and self._place(adapter, sequence):
-                    break
-                too_large = min(too_large, adapter.pages)
-                if self._blocked is None:
-                    self._blocked, self._bypassed = sequence, 0
-            else:
+            if not any(self._place(tiers.adapters[one.digest], one, now) for one in window):
                 return
 
-    def _place(self, adapter: Adapter, sequence: Sequence) -> bool:
+    def _place(self, adapter: Adapter, sequence: Sequence, now: float) -> bool:
+        """Begin to bring the adapter in, or what must happen before. Whether it has begun."""
         tiers = self._tiers
-        held = sequence is self.held_for
-        if not tiers.slots_free:
-            if not tiers.slots_leaving:
-                self.relinquish(1, wanted=held, spare=adapter)
-            return False
-        candidates: Iterator[Adapter] = islice(tiers.device_idle.values(), CANDIDATES)
-        if held:
-            candidates = self._idle_then_wanted(adapter)
-        room = find_room(adapter.pages, tiers.pool, candidates)
+        held = sequence is self._turns.held_for
+        room = None
+        if tiers.slots_free:
+            candidates: Iterator[Adapter] = islice(tiers.device_idle.values(), CANDIDATES)
+            if held:
+                candidates = self._idle_then_wanted(adapter)
+            room = find_room(adapter.pages, tiers.pool, candidates)
+        elif not tiers.slots_leaving:
+            self.relinquish(1, wanted=held, spare=adapter)
         if room is None:
+            self._turns.note_blocked(sequence, now)
+            self._make_way(adapter, sequence, now)
             return False
         stop = room.first + adapter.pages
         displaced = sum(
@@ -200,10 +175,25 @@ class Paging:
         )
         short = self.keep_pages + adapter.pages - displaced - tiers.blocks.available
         if short > 0:
+            self._turns.note_blocked(sequence, now)
             self.relinquish(short, wanted=held, spare=adapter)
             return False
+        self._turns.begin(adapter, now)
         tiers.place(adapter, room.first, room.victims)
         return True
+
+    def _make_way(self, adapter: Adapter, sequence: Sequence, now: float) -> None:
+        """Drain adapters that have had their turn, if the sequence is due and that is enough."""
+        tiers = self._tiers
+        victims = tuple(self._turns.displaceable(sequence, now))
+        if victims and tiers.slots_free:
+            candidates = [*islice(tiers.device_idle.values(), CANDIDATES), *victims]
+            room = find_room(adapter.pages, tiers.pool, candidates)
+            victims = room.victims if room else ()
+        elif victims:
+            victims = victims[:1]
+        for victim in victims:
+            tiers.drain(victim, sequence.number)
 
     def _idle_then_wanted(self, spare: Adapter) -> Iterator[Adapter]:
         yield from list(self._tiers.device_idle.values())

@@ -13,6 +13,7 @@ from adex_proto.errors import AdapterTooLarge, AdexError, CallerError, SourceUna
 from adex_proto.outcome import Evicted, Fetched, FetchFailed, Held, MoveFailed
 from adex_proto.plan import Fetch
 from adex_scheduler.core.adapters import Adapter, Alias, Names, Residence
+from adex_scheduler.core.fairness import Line
 from adex_scheduler.core.instructions import Outbox, Send
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.sequence import Sequence
@@ -27,7 +28,7 @@ class Residency:
         self.stale: OrderedDict[AdapterKey, Alias] = OrderedDict()
         self.failed: list[tuple[Sequence, AdexError]] = []
         self.fetching = 0
-        self.fetching_by_source: Counter[str] = Counter()
+        self.fetching_by_line: Counter[Line] = Counter()
         self._limits = limits
         self._tiers = tiers
         self._out = out
@@ -90,10 +91,8 @@ class Residency:
         """No step touches the sequence any more."""
         if sequence.digest:
             adapter = self._tiers.adapters[sequence.digest]
-            assert adapter.pins > 0
-            adapter.pins -= 1
             adapter.used_at = now
-            self._tiers.settle(adapter)
+            self._tiers.unpin(adapter)
 
     def _bind(self, sequence: Sequence, adapter: Adapter, now: float) -> AdexError | None:
         error = self._too_large(sequence, adapter)
@@ -123,7 +122,7 @@ class Residency:
 
     def _await_meaning(self, sequence: Sequence, alias: Alias) -> None:
         alias.waiting[sequence.number] = sequence
-        self._tiers.stand(sequence, None if alias.fetching else self._tiers.to_fetch)
+        self._tiers.stand(sequence, None if alias.fetching else self._tiers.fetch_line(alias.key))
 
     # Resolving names.
 
@@ -131,19 +130,19 @@ class Residency:
         """Have the name resolved; those who wait for it leave the line."""
         alias.fetching = True
         self.fetching += 1
-        self.fetching_by_source[alias.key.source] += 1
+        self.fetching_by_line[self._tiers.fetch_line(alias.key)] += 1
         self.stale.pop(alias.key, None)
         for number in sorted(alias.waiting):
             self._tiers.leave(alias.waiting[number])
         self._out.commands.append(Send(Fetch(alias.key)))
 
-    def may_fetch(self, key: AdapterKey) -> bool:
-        """Whether one more name of its source may be resolved beside those under way.
+    def may_fetch(self, line: Line) -> bool:
+        """Whether one more name of this line's source may be resolved beside those under way.
 
         No source may take them all: one that hangs would keep the others from being asked.
         """
         most = self._limits.fetches_max
-        return self.fetching_by_source[key.source] < max(1, most - most // 4)
+        return self.fetching_by_line[line] < max(1, most - most // 4)
 
     def on_fetched(self, event: Fetched, now: float) -> None:
         """The name has a version now; whoever waited for the name waits for the version."""
@@ -184,7 +183,7 @@ class Residency:
             return None
         alias.fetching = False
         self.fetching -= 1
-        self.fetching_by_source[key.source] -= 1
+        self.fetching_by_line[self._tiers.fetch_line(key)] -= 1
         return alias
 
     def _remember_failure(self, alias: Alias, error: AdexError, now: float) -> None:
@@ -248,7 +247,7 @@ class Residency:
     def take_over(self, held: tuple[Held, ...]) -> None:
         """Know what a worker holds when its stream opens. No sequence stands anywhere yet."""
         self.fetching = 0
-        self.fetching_by_source.clear()
+        self.fetching_by_line.clear()
         self.stale.clear()
         for copy in held:
             self._tiers.register(copy.version, on_host=copy.tier is Tier.HOST)

@@ -18,13 +18,13 @@ class Room:
 def find_room(pages: int, pool: PagePool, candidates: Iterable[Adapter]) -> Room | None:
     """A run of `pages` pages, displacing as few and as early `candidates` as will do.
 
-    Prefers the best fitting free run, then one among loose pages. Otherwise adds candidates in the
+    Prefers the lowest free run, then the lowest among loose pages. Otherwise adds candidates in the
     order given until those chosen and the loose pages between them make a run, and then displaces
     only the ones inside it. None where even all candidates together leave no such run.
     """
-    first = pool.free.best_fit(pages)
+    first = pool.find_free(pages)
     if first is None:
-        first = pool.loose.best_fit(pages)
+        first = pool.find_loose(pages)
     if first is not None:
         return Room(first, ())
     chosen: dict[int, Adapter] = {}
@@ -44,7 +44,7 @@ def _widen(
     """The run of loose pages and chosen adapters that `candidate` lies in."""
     start, stop = candidate.first_page, candidate.stop_page
     while True:
-        wider_start, wider_stop = pool.loose.around(start, stop)
+        wider_start, wider_stop = pool.widen(start, stop)
         wider_start = start_of.get(wider_start, wider_start)
         if wider_stop in chosen:
             wider_stop = chosen[wider_stop].stop_page

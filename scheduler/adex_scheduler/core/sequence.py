@@ -27,9 +27,7 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.WAITING_ADAPTER: frozenset({Stage.WAITING, Stage.ENDED}),
     Stage.WAITING: frozenset({Stage.RUNNING, Stage.WAITING_ADAPTER, Stage.ENDED}),
     # Only the loss of the worker takes a sequence from RUNNING straight back to waiting, or out.
-    Stage.RUNNING: frozenset(
-        {Stage.PREEMPTED, Stage.ENDING, Stage.WAITING, Stage.WAITING_ADAPTER, Stage.ENDED}
-    ),
+    Stage.RUNNING: frozenset({Stage.PREEMPTED, Stage.ENDING, Stage.WAITING_ADAPTER, Stage.ENDED}),
     Stage.PREEMPTED: frozenset({Stage.WAITING, Stage.WAITING_ADAPTER, Stage.ENDING, Stage.ENDED}),
     Stage.ENDING: frozenset({Stage.ENDED}),
     Stage.ENDED: frozenset(),
@@ -103,6 +101,9 @@ class Sequence:
     on_worker: bool = False
     """The worker knows this sequence: some plan named it and none has listed it as finished."""
     began: bool = False
+    blocked_at: float | None = None
+    blocked_after: int = 0
+    """When its adapter first found no room: the time, and the admissions before."""
     preemptions: int = 0
 
     @property
@@ -154,6 +155,7 @@ class Sequence:
         assert not self.blocks
         self.planned = self.computed = self.promised = 0
         self.left = self.length_max - len(self.tokens)
+        self.blocked_at = None
         self.slot = 0
         self.nodes.clear()
         self.on_worker = False

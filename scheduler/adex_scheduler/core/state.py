@@ -44,6 +44,7 @@ from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.statistics import CoreStatistics, Counters, statistics_of
 from adex_scheduler.core.tiers import Tiers
+from adex_scheduler.core.turns import Turns
 
 # How much one finish moves the estimate of how often a place in the queue comes free.
 _FINISH_RATE_SMOOTHING = 0.1
@@ -76,7 +77,8 @@ class SchedulerCore:
         self.pool = PagePool(info.pages)
         self.blocks = Blocks(self.pool, info.block_tokens, share=self.limits.prefix_cache)
         self.tiers.open(info, self.pool, self.blocks)
-        self.paging = Paging(self.limits, self.residency, self.tiers)
+        self.turns = Turns(self.limits, self.tiers)
+        self.paging = Paging(self.limits, self.residency, self.tiers, self.turns)
         self.batch = Batch(
             info,
             self.limits,
@@ -84,6 +86,7 @@ class SchedulerCore:
             tiers=self.tiers,
             residency=self.residency,
             paging=self.paging,
+            turns=self.turns,
             tenants=self.tenants,
             first_step=first_step,
         )
@@ -138,7 +141,7 @@ class SchedulerCore:
                 break
             self._out.plans.append(SendPlan(plan))
         self.paging.keep_pages = batch.keep_pages
-        self.paging.advance()
+        self.paging.advance(now)
 
     def _take_in(self, event: Event, now: float) -> None:
         match event:
@@ -250,7 +253,7 @@ class SchedulerCore:
         self._forget_waiting(sequence)
 
     def _forget_waiting(self, sequence: Sequence) -> None:
-        self.paging.note_gone(sequence)
+        self.turns.note_gone(sequence)
         self.tenants.end_waiting(sequence.payer)
         self._forget(sequence)
 
@@ -366,6 +369,8 @@ class SchedulerCore:
             if sequence.began:
                 self._deadlines.append((now + self.limits.wait_s_max, number))
             sequence.start_over()
+        self.counters.preemptions += self.batch.preemptions
+        self.counters.prefix_hits += self.blocks.hits
         self._open(self.info, self.batch.next_step)
 
     def _on_worker_ready(self, hello: Hello, now: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from adex_proto.adapter import AdapterVersion, Tier
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.outcome import Evicted, Moved, MoveFailed, WorkerInfo
 from adex_proto.plan import Evict, PageIn
 from adex_proto.plan import Stage as StageCommand
@@ -37,6 +37,11 @@ class AdapterCounters:
     strays: int = 0
 
 
+# Names wait by source, so that one which hangs keeps nobody else waiting.
+OTHER = ""
+SOURCES = ("local", "hub", "s3", OTHER)
+
+
 class Tiers:
     """All versions one worker holds. Bytes count from the command that may make them exist."""
 
@@ -50,20 +55,22 @@ class Tiers:
         self.info, self.pool, self.blocks = info, pool, blocks
         self.adapters: dict[str, Adapter] = {}
         self.ready = Line(self._tenants)
-        self.to_fetch = Line(self._tenants)
+        self.to_fetch = {source: Line(self._tenants) for source in SOURCES}
         self.to_stage = Line(self._tenants)
         self.to_page_in = Line(self._tenants)
-        self.lines = (self.ready, self.to_page_in, self.to_stage, self.to_fetch)
+        self.lines = (self.ready, self.to_page_in, self.to_stage, *self.to_fetch.values())
         # Each group is in the order in which its members fell idle: the first is the victim.
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
+        self.device_pinned: OrderedDict[str, Adapter] = OrderedDict()
+        self.draining: OrderedDict[str, Adapter] = OrderedDict()
         self.host_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.disk_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.slots_free = list(range(1, info.slots_max + 1))
         heapify(self.slots_free)
         self.slots_leaving = self.pages_leaving = 0
         self.host_bytes = self.host_leaving_bytes = 0
-        self.disk_bytes = self.disk_leaving_bytes = 0
+        self.disk_bytes = self.disk_leaving_bytes = self.disk_leaving = 0
         self.staging = self.paging_in = 0
 
     def register(self, version: AdapterVersion, *, on_host: bool = False) -> Adapter:
@@ -92,6 +99,10 @@ class Tiers:
         adapter.waiting[sequence.number] = sequence
         self.settle(adapter)
         self.stand(sequence, self._line_of(adapter))
+
+    def fetch_line(self, key: AdapterKey) -> Line:
+        """Where sequences wait for a name of this source to be resolved."""
+        return self.to_fetch[key.source if key.source in SOURCES else OTHER]
 
     def stand(self, sequence: Sequence, line: Line | None) -> None:
         """Put a sequence that stands nowhere into a line; None: what it needs is under way."""
@@ -171,6 +182,23 @@ class Tiers:
         self._out.commands.append(Send(Evict(adapter.digest, Tier.DEVICE)))
         self._changed(adapter)
 
+    def drain(self, adapter: Adapter, number: int) -> None:
+        """Let nobody else begin with the adapter, and send it away after those who have."""
+        adapter.drained_for = number
+        if adapter.pins == 0:
+            self.evict_device(adapter)
+        else:
+            adapter.move(Residence.DRAINING)
+            self._changed(adapter)
+
+    def unpin(self, adapter: Adapter) -> None:
+        """One sequence fewer may use the device copy."""
+        assert adapter.pins > 0
+        adapter.pins -= 1
+        self.settle(adapter)
+        if adapter.pins == 0 and adapter.residence is Residence.DRAINING:
+            self.evict_device(adapter)
+
     def evict_host(self, adapter: Adapter) -> None:
         """Send the host copy away; a device copy stays."""
         adapter.host = HostCopy.LEAVING
@@ -185,6 +213,7 @@ class Tiers:
         """Send the last copy of an unused version away."""
         assert adapter.users == 0, f"{adapter.digest} is used"
         adapter.move(Residence.LEAVING_DISK)
+        self.disk_leaving += 1
         self.disk_leaving_bytes += adapter.version.bundle_bytes
         self.counters.disk_evictions += 1
         self._out.commands.append(Send(Evict(adapter.digest, Tier.DISK)))
@@ -253,6 +282,7 @@ class Tiers:
                     adapter.move(Residence.DISK)
                 self._changed(adapter)
             case _:
+                self.disk_leaving -= 1
                 self.disk_leaving_bytes -= size
                 self.disk_bytes -= size
                 return adapter
@@ -263,6 +293,7 @@ class Tiers:
         self.slots_leaving -= 1
         self.pages_leaving -= adapter.pages - _overlap(adapter, claimant)
         first, stop = adapter.first_page, adapter.stop_page
+        adapter.drained_for = -1
         self._vacate(adapter)
         if claimant is not None:
             self.pool.take_exact(max(first, claimant.first_page), min(stop, claimant.stop_page))
@@ -302,6 +333,8 @@ class Tiers:
         host_spare = on_device or (unused and residence is Residence.HOST)
         _include(self.device_idle, adapter, unpinned and not adapter.waiting)
         _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting))
+        _include(self.device_pinned, adapter, on_device and adapter.pins > 0)
+        _include(self.draining, adapter, known and residence is Residence.DRAINING)
         _include(self.host_idle, adapter, host_spare and adapter.host is HostCopy.HELD)
         _include(self.disk_idle, adapter, unused and residence is Residence.DISK)
 

@@ -12,6 +12,7 @@ from adex_proto.errors import ValidationError, WorkerLost
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import EngineRequest, Piece
+from adex_scheduler.front.fields import shown
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.schema import Prompt, Wish
 
@@ -114,7 +115,7 @@ async def prepare(
         if wish.truncate >= total:
             raise ValidationError(
                 f"`{names.truncate}` must be strictly positive and less than {total}. "
-                f"Given: {wish.truncate}",
+                f"Given: {shown(wish.truncate)}",
                 field=names.truncate,
                 remedy=f"Send a value below {total}",
             )
@@ -182,7 +183,7 @@ def _check_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> None:
     if lowest < 0 or highest >= vocabulary:
         wrong = lowest if lowest < 0 else highest
         raise ValidationError(
-            f"`{field}` holds token id {wrong}, outside the vocabulary of {vocabulary}",
+            f"`{field}` holds token id {shown(wrong)}, outside the vocabulary of {vocabulary}",
             field=field,
             remedy=f"Send ids from 0 to {vocabulary - 1}",
         )
@@ -227,7 +228,9 @@ async def pieces_of(
                 count += 1
                 yield piece
     finally:
-        serving.meters.tokens(len(request.token_ids), count)
+        # A sequence that was refused, or never came to its first token, has read no prompt.
+        if count:
+            serving.meters.tokens(len(request.token_ids), count)
 
 
 async def gather(

@@ -8,7 +8,7 @@ from typing import cast
 
 from adex_proto.errors import ValidationError
 from adex_proto.sampling import SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
-from adex_scheduler.front.fields import Fields, refusal, whole_text
+from adex_scheduler.front.fields import Fields, refusal, shown, whole_text
 from adex_scheduler.front.schema import (
     ChatRequest,
     CompletionRequest,
@@ -205,7 +205,7 @@ def _choices(fields: Fields, limits: RequestLimits, prompts: int) -> int:
     if choices * prompts > limits.sequences_max:
         raise ValidationError(
             f"`n` times the number of prompts must be <= {limits.sequences_max}, "
-            f"got {choices} times {prompts}",
+            f"got {shown(choices)} times {prompts}",
             field="n",
             remedy="Send several requests",
         )

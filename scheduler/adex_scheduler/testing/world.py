@@ -127,7 +127,7 @@ class World:
             page_ins_max=pick([1, 2]),
             alias_ttl_s=pick([0.5, 5.0]),
             aliases_max=pick([3, 1000]),
-            bypass_max=pick([2, 16]),
+            turn_admissions=pick([2, 16]),
             watermark_fraction=pick([0.0, 0.01, 0.1]),
             prefix_cache=pick([True, True, False]),
             wait_s_max=10_000.0,

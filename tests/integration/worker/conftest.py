@@ -83,6 +83,21 @@ class Reference:
         logits: torch.Tensor = self.model(torch.tensor([list(token_ids)])).logits[0, -1]
         return logits
 
+    def generate(self, prompt: Sequence[int], tokens: int, **options: Any) -> list[int]:
+        """What transformers' own generate() says, greedily, without ever ending."""
+        inputs = torch.tensor([list(prompt)])
+        said = self.model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            max_new_tokens=tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+        ids: list[int] = said[0, len(prompt) :].tolist()
+        return ids
+
     @torch.inference_mode()
     def _greedy(self, model: Any, prompt: Sequence[int], tokens: int) -> tuple[list[int], int]:
         token_ids = list(prompt)

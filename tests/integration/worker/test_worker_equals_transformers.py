@@ -137,3 +137,50 @@ async def test_logprobs_are_those_of_the_models_own_distribution(world: Any, han
         assert [p for _, p in token.alternatives] == pytest.approx(top.values.tolist(), abs=1e-4)
         assert [t for t, _ in token.alternatives] == top.indices.tolist()
         known.append(token.token_id)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"repetition_penalty": 4.0}, {"repetition_penalty": 4.0}),
+        ({"repetition_penalty": 0.7}, {"repetition_penalty": 0.7}),
+        (
+            {"logit_bias": ((9, 50.0),), "repetition_penalty": 3.0},
+            {"sequence_bias": [[[9], 50.0]], "repetition_penalty": 3.0},
+        ),
+    ],
+    ids=str,
+)
+async def test_greedy_text_under_penalties_and_bias_is_that_of_transformers_generate(
+    world: Any, hand: Hand, ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    prompts = [world.prompt(length, seed=50 + length) for length in (3, 20, 41)]
+    sampling = SamplingParams(max_new_tokens=16, **ours)
+    results = await hand.generate([Job(prompt, sampling=sampling) for prompt in prompts])
+    plain = await hand.generate([Job(prompt, sampling=GREEDY) for prompt in prompts])
+    changed = False
+    for prompt, result, without in zip(prompts, results, plain, strict=True):
+        assert result.token_ids == world.reference.generate(prompt, 16, **theirs)
+        changed |= result.token_ids[:12] != without.token_ids
+    assert changed, "the penalty must matter"
+
+
+async def test_frequency_and_presence_count_what_was_generated_as_it_is_generated(
+    world: Any, hand: Hand
+) -> None:
+    """Penalties near their limit on a biased token: it comes until they outweigh the bias."""
+    prompt = [9] * 10
+    sampling = SamplingParams(
+        max_new_tokens=12, frequency_penalty=2.0, presence_penalty=1.0, logit_bias=((9, 12.0),)
+    )
+    [result] = await hand.generate([Job(prompt, sampling=sampling)])
+    known, counts = list(prompt), dict[int, int]()
+    for token_id in result.token_ids:
+        logits = world.reference.logits(known).clone()
+        logits[9] += 12.0
+        for token, count in counts.items():
+            logits[token] -= 2.0 * count + 1.0
+        assert float(logits.max() - logits[token_id]) < 1e-3
+        counts[token_id] = counts.get(token_id, 0) + 1
+        known.append(token_id)
+    assert 1 < counts[9] < 12

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -249,6 +250,7 @@ async def test_a_stopped_worker_ends_the_stream_and_leaves_no_socket(
 ) -> None:
     socket_path = tmp_path / "stop.sock"
     worker = new_worker(f"unix://{socket_path}")
+    assert stat.S_IMODE(socket_path.stat().st_mode) == 0o660, "nobody else may drive a worker"
     hand = Hand(f"unix://{socket_path}")
     await hand.connect()
     status = await asyncio.to_thread(worker.stop)

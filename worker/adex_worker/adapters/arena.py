@@ -111,7 +111,8 @@ def _zeros(size: int, device: torch.device) -> torch.Tensor:
     pool neither delays the start nor takes what it does not need."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, size)
+    # Private: Linux gives huge pages to memory that processes could share only where it is told to.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # A kernel without huge pages serves small ones.
             memory.madvise(mmap.MADV_HUGEPAGE)

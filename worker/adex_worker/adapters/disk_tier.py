@@ -40,13 +40,19 @@ class DiskTier:
     def __init__(self, cache_dir: Path, fingerprint: str) -> None:
         self._folder = cache_dir / "bundles"
         self._fingerprint = fingerprint
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
         self._remove_leftovers()
 
     def scan(self) -> tuple[AdapterVersion, ...]:
         """The bundles that lie here, by their headers. A file with a damaged header is removed."""
         versions: list[AdapterVersion] = []
-        for name in sorted(os.listdir(self._folder)):
+        try:
+            names = sorted(os.listdir(self._folder))
+        except OSError as error:
+            # Whoever sweeps caches may take the folder too: then there is nothing here.
+            _log.warning("the adapter cache cannot be listed: %s", error.strerror)
+            return ()
+        for name in names:
             digest = digest_in(name, self._fingerprint)
             header = self.find(digest) if digest else None
             if header is not None:
@@ -81,6 +87,7 @@ class DiskTier:
         """
         front = encode_front(header)
         try:
+            self._make_folder()
             with self._partial(header.version.digest) as (number, path):
                 _write_all(number, memoryview(front))
                 _write_all(number, byte_view(elements))
@@ -154,6 +161,9 @@ class DiskTier:
             with suppress(FileNotFoundError):
                 path.unlink()
             os.close(number)
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _remove_leftovers(self) -> None:
         """Remove what writers left that died; a living writer holds a lock on its file."""

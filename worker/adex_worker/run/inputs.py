@@ -157,7 +157,8 @@ def _fit(
     checks = (
         (here, "belongs to no sequence here"),
         (table.failed[safe] == 0, "follows a step that failed"),
-        ((counts > 0) & (starts >= 0), "has no positions"),
+        # A sum that overflows is less than what it is the sum of.
+        ((counts > 0) & (starts >= 0) & (stops > starts), "has no positions"),
         (from_given | from_last, "lacks the tokens at its positions"),
         ((starts <= table.computed[safe]) | (table.computed[safe] == 0), "leaves a gap"),
         (stops <= limits.positions_max, f"goes beyond position {limits.positions_max}"),

@@ -125,6 +125,8 @@ class Runner:
             if inputs is not None:
                 tokens, failed = self._compute(plan.step, inputs)
                 failures += failed
+                if not tokens:
+                    self._wait_for_device()
         if failures:
             self._sequences.fail([failure.sequence for failure in failures])
         seconds = time.perf_counter() - started_s
@@ -174,6 +176,12 @@ class Runner:
             # Whatever a pass raises costs this step's sequences and nothing else.
             _LOG.exception("step %d failed", step)
             return (), self._all_failed(inputs, error)
+
+    def _wait_for_device(self) -> None:
+        """An outcome frees pages, also for copies that do not queue behind the steps. Reading
+        tokens has waited for the device; a step that yields none must wait too."""
+        if self._kv.is_cuda:
+            torch.cuda.current_stream(self._kv.device).synchronize()
 
     def _all_failed(self, inputs: StepInputs, error: Exception) -> list[SequenceFailure]:
         shown = (

@@ -41,7 +41,8 @@ class SamplingTable:
 
     def __init__(self, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> None:
         self._vocabulary = vocabulary
-        self._eos_token_ids = eos_token_ids
+        # Some models name end tokens that they do not have; those never come, and have no logit.
+        self._eos_token_ids = tuple(token for token in eos_token_ids if 0 <= token < vocabulary)
         self.clear()
 
     def clear(self) -> None:

@@ -74,14 +74,16 @@ class StepThread:
                 self._wake.notify()
         return finished
 
-    def stop(self) -> None:
-        """Drop queued plans, let the running step finish, and end the thread. Blocks until then."""
+    def stop(self, wait_s: float | None = None) -> bool:
+        """Drop queued plans, let the running step finish, and end the thread. Blocks until then,
+        or for `wait_s`. Returns: whether the thread has ended."""
         with self._wake:
             self._drop_steps()
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(wait_s)
+        return not self._thread.is_alive()
 
     def _drop_steps(self) -> None:
         kept = [item for item in self._queue if isinstance(item, _Reset)]

@@ -6,9 +6,12 @@ on one digest run in the order they came, whatever their kinds.
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
@@ -29,6 +32,8 @@ _LOG = logging.getLogger(__name__)
 # Downloads wait for networks, so many may; reads and copies contend for one disk and one link.
 _THREADS: dict[type[AdapterCommand], int] = {Fetch: 8, Stage: 4, PageIn: 2, Evict: 1}
 COMMANDS_UNDER_WAY_MAX = 16384
+# How far the threads of commands stand behind those of steps, where both want the processor.
+_NICE = 10
 
 
 class Store(Protocol):
@@ -42,13 +47,23 @@ class Store(Protocol):
     def release_device(self) -> object: ...
 
 
+def _step_aside() -> None:
+    """Let the step thread have the processor first: checking and packing an adapter is work too.
+
+    Where threads have no priority of their own (other than Linux), they share as equals.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
 class CommandPools:
     """The threads that commands run on; they outlive streams."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._pools = {
-            kind: ThreadPoolExecutor(threads, f"adex-{kind.__name__.lower()}")
+            kind: ThreadPoolExecutor(threads, f"adex-{kind.__name__.lower()}", _step_aside)
             for kind, threads in _THREADS.items()
         }
 

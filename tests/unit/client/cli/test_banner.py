@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adex.cli.banner import Sample, banner, choose_sample, commands_to_try, local_url
+from adex.cli.banner import Sample, banner, choose_samples, commands_to_try, local_url
 from adex.cli.serve_options import ServeOptions, add_flags, read_options
 
 
@@ -28,12 +28,12 @@ def options(*arguments: str) -> ServeOptions:
 
 
 def test_the_first_adapter_of_the_roots_is_suggested(roots: Path) -> None:
-    assert choose_sample(options("--local-adapter-root", str(roots))).adapter == "redact"
+    assert choose_samples(options("--local-adapter-root", str(roots)))[0].adapter == "redact"
 
 
 def test_a_module_is_suggested_before_a_root(roots: Path) -> None:
     given = options("--local-adapter-root", str(roots), "--lora-modules", f"x={roots / 'sql'}")
-    assert choose_sample(given).adapter == "x"
+    assert choose_samples(given)[0].adapter == "x"
 
 
 def test_a_sample_of_the_demonstration_is_suggested_where_its_adapter_is_served(
@@ -43,20 +43,20 @@ def test_a_sample_of_the_demonstration_is_suggested_where_its_adapter_is_served(
     (roots.parent / "demo").mkdir()
     (roots.parent / "demo" / "samples.json").write_text(json.dumps(samples))
     served = options("--local-adapter-root", str(roots))
-    assert choose_sample(served) == Sample("to sql", "sql", "a")
-    assert "  # sql answers: a" in banner(served, "http://h:1", 2)
-    assert choose_sample(options()).adapter is None
+    assert choose_samples(served) == [Sample("to sql", "sql", "a")]
+    assert "  # to sql -> a" in banner(served, "http://h:1", 2)
+    assert choose_samples(options())[0].adapter is None
 
 
 @pytest.mark.parametrize("wrong", ["", "{", "7", "[7]", '[{"adapter": "sql"}]', "null"])
 def test_samples_that_are_none_are_passed_over(roots: Path, wrong: str) -> None:
     (roots.parent / "demo").mkdir()
     (roots.parent / "demo" / "samples.json").write_text(wrong)
-    assert choose_sample(options("--local-adapter-root", str(roots))).adapter == "redact"
+    assert choose_samples(options("--local-adapter-root", str(roots)))[0].adapter == "redact"
 
 
 def test_the_commands_survive_a_shell() -> None:
-    curl, generate, chat = commands_to_try(Sample('it\'s "$HOME"\n', "sql"), "http://h:1")
+    curl, generate, chat = commands_to_try([Sample('it\'s "$HOME"\n', "sql")], "http://h:1")
     words = shlex.split(curl)
     assert words[:2] == ["curl", "http://h:1/generate"]
     assert json.loads(words[-1])["inputs"] == 'it\'s "$HOME"\n'
@@ -64,8 +64,16 @@ def test_the_commands_survive_a_shell() -> None:
     assert shlex.split(chat)[:6] == ["adex", "chat", "--url", "http://h:1", "--adapter-id", "sql"]
 
 
+def test_each_command_takes_a_sample_of_its_own_where_there_are_enough() -> None:
+    samples = [Sample("p", name) for name in ("a", "b", "c")]
+    curl, generate, chat = map(shlex.split, commands_to_try(samples, "http://h:1"))
+    assert json.loads(curl[-1])["parameters"]["adapter_id"] == "a"
+    assert generate[generate.index("--adapter-id") + 1] == "b"
+    assert chat[chat.index("--adapter-id") + 1] == "c"
+
+
 def test_the_default_address_need_not_be_told() -> None:
-    assert commands_to_try(Sample("x"), "http://127.0.0.1:8080")[2] == "adex chat --temperature 0"
+    assert commands_to_try([Sample("x")], "http://127.0.0.1:8080")[2] == "adex chat --temperature 0"
 
 
 @pytest.mark.parametrize(

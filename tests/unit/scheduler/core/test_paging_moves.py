@@ -2,10 +2,11 @@
 
 import pytest
 
-from adex_proto.adapter import Tier
+from adex_proto.adapter import AdapterVersion, Tier
 from adex_proto.errors import AdapterNotFound, AdapterTooLarge, SourceUnavailable
+from adex_proto.outcome import Held
 from adex_proto.plan import Evict, Fetch, PageIn, Stage
-from adex_scheduler.core.events import Cancelled
+from adex_scheduler.core.events import Cancelled, WorkerReady
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.testing.desk import Desk, key
 
@@ -285,6 +286,17 @@ def test_the_disk_tier_drops_what_nobody_uses_and_forgets_its_names() -> None:
     assert desk.sent(Fetch).count(Fetch(key("a0"))) == 2
 
 
+def test_a_worker_that_comes_with_far_too_much_on_disk_is_not_flooded() -> None:
+    desk = Desk(Limits(disk_evictions_max=5), disk_bytes=1000)
+    held = tuple(Held(AdapterVersion(f"held-{n}", 100, 8, 4), Tier.DISK) for n in range(200))
+    desk.worker.disk = {copy.version.digest: copy.version for copy in held}
+    desk.tell(WorkerReady(desk.worker.hello()))
+    assert len(desk.sent(Evict)) == 5
+    desk.settle()
+    assert desk.core.statistics().disk_bytes <= 1000
+    assert len(desk.sent(Evict)) == 190
+
+
 def test_names_are_forgotten_beyond_their_bound_and_learnt_again() -> None:
     desk = Desk(Limits(aliases_max=3))
     for index in range(10):
@@ -309,7 +321,7 @@ def test_a_reconnected_worker_keeps_its_host_and_disk_copies() -> None:
 
 
 def test_a_large_adapter_is_not_starved_by_small_ones_that_keep_coming() -> None:
-    desk = Desk(Limits(bypass_max=4), pages=24, slots_max=16)
+    desk = Desk(Limits(turn_admissions=4), pages=24, slots_max=16)
     small = [desk.publish(f"s{index}", 300) for index in range(5)]
     for index in range(5):
         desk.arrive(small[index], new=6)
@@ -342,7 +354,7 @@ def test_an_adapter_that_cannot_be_placed_is_displaced_by_nobody_while_someone_w
 
 
 def test_more_hot_adapters_than_slots_are_all_served_in_turn() -> None:
-    desk = Desk(Limits(bypass_max=4), slots_max=2)
+    desk = Desk(Limits(turn_admissions=4), slots_max=2)
     adapters = [desk.publish(f"a{index}") for index in range(20)]
     numbers = [desk.arrive(adapters[i % 20], tenant=f"t{i % 20}", new=4) for i in range(60)]
     desk.settle()

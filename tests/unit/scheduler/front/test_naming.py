@@ -8,11 +8,11 @@ from adex_proto.plan import Fetch
 from adex_proto.sampling import SamplingParams
 from adex_scheduler.config import read_alias
 from adex_scheduler.engine import AdapterStatus, EngineRequest
+from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.front.catalogue import known_adapters
 from adex_scheduler.front.fields import Fields
 from adex_scheduler.front.schema import AdapterName, read_credential, read_source
 from adex_scheduler.front.tenants import Directory
-from adex_scheduler.link.credentials import Credentials
 
 ALIASES = {"friendly": AdapterKey("", "hub", "org/one", "v1")}
 DIRECTORY = Directory(("base",), ALIASES)

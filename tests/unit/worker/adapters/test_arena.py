@@ -1,5 +1,6 @@
 """One arena, seen as KV blocks and as runs of adapter pages."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +47,18 @@ def test_an_arena_of_unaligned_pages_or_another_shape_is_refused() -> None:
     arena = Arena(pages=1, page_bytes=8192, dtype=torch.float32, device="cpu")
     with pytest.raises(ValueError, match="4096 bytes, a page has 8192"):
         arena.kv(layers=1, block_tokens=16, kv_heads=2, head_dim=16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's map of the process")
+def test_the_pool_on_a_cpu_is_memory_of_this_process_alone() -> None:
+    """Only such memory is given huge pages without the operator's leave."""
+    arena = Arena(pages=64, page_bytes=1 << 16, dtype=torch.float32, device="cpu")
+    address = arena.bytes.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, rights = line.split()[:2]
+        start, stop = (int(bound, 16) for bound in bounds.split("-"))
+        if start <= address < stop:
+            assert rights == "rw-p"
+            break
+    else:
+        raise AssertionError("the pool is mapped nowhere")

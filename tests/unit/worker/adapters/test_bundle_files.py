@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -286,3 +287,13 @@ def test_processes_may_share_one_cache(make_world: Any) -> None:
     assert [output.split().count("staged") for output in outputs] == [12, 12], outputs
     assert len(world.bundles) == len(names)
     assert len(make_world().store.held()) == len(names)
+
+
+def test_a_cache_that_was_swept_away_is_empty_and_then_used_again(world: Any) -> None:
+    write(world.root / "a")
+    digest = world.store.fetch(world.key("a")).digest
+    (bundle,) = world.bundles
+    shutil.rmtree(bundle.parent)
+    assert world.store.held() == ()
+    assert world.store.fetch(world.key("a")).digest == digest
+    assert world.page_in("a", slot=1, first_page=7) == digest

@@ -101,3 +101,14 @@ def test_a_stop_lets_the_running_step_finish_and_takes_no_more() -> None:
     steps.reset().result(1)
     steps.stop()
     assert [outcome.step for outcome in outcomes] == [0]
+
+
+def test_a_stop_waits_for_a_step_that_does_not_end_no_longer_than_told() -> None:
+    runner = SlowRunner()
+    steps, outcomes = started(runner)
+    steps.submit(plan(0), outcomes.append)
+    assert runner.running.wait(10)
+    assert not steps.stop(wait_s=0.05)
+    runner.go.set()
+    assert steps.stop()
+    assert [outcome.step for outcome in outcomes] == [0]

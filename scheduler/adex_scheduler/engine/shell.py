@@ -1,4 +1,4 @@
-"""The shell around the core: tell it each fact, carry out what it says, turn tokens into text.
+"""The shell around the core: tell it each fact, carry out what it says, pass tokens on.
 
 Everything happens on one event loop, and every fact goes through one queue, so the core is never
 re-entered. A caller's pieces wait in its own stream, which the length of its generation bounds: a
@@ -11,14 +11,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
-from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost, error_of
 from adex_proto.outcome import Heartbeat, Hello, SampledToken, WorkerInfo
 from adex_proto.plan import AdapterCommand, Fetch, StepPlan
-from adex_proto.sampling import FinishReason, SamplingParams
+from adex_proto.sampling import FinishReason
 from adex_scheduler.core.events import (
     Arrived,
     Cancelled,
@@ -33,15 +32,18 @@ from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.core.statistics import CoreStatistics
-from adex_scheduler.link.credentials import Credentials
+from adex_scheduler.engine.credentials import Credentials
+from adex_scheduler.engine.streams import (
+    AdapterStatus,
+    EngineRequest,
+    Piece,
+    Stream,
+    TokenTexts,
+)
 from adex_scheduler.link.worker import LinkEvent, LinkLost
-from adex_scheduler.text.detokenize import Detokenizer, Vocabulary
-from adex_scheduler.text.stops import StopMatcher
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("adex_scheduler.engine")
 _TICK_S = 1.0
-# Enough of a prompt for the detokenizer to know what the first new token continues.
-_PROMPT_TAIL = 8
 
 
 class Link(Protocol):
@@ -49,77 +51,6 @@ class Link(Protocol):
 
     def send(self, down: StepPlan | AdapterCommand) -> None: ...
     async def run(self, on_event: Callable[[LinkEvent], None]) -> None: ...
-
-
-class TokenTexts(Vocabulary, Protocol):
-    """What the engine needs of a tokenizer."""
-
-    def token_text(self, token_id: int) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """One sequence to generate. `include_stop` keeps the stop string in the text."""
-
-    request_id: str
-    tenant: str
-    key: AdapterKey | None
-    token_ids: tuple[int, ...]
-    sampling: SamplingParams
-    stops: tuple[str, ...] = ()
-    include_stop: bool = True
-    skip_special_tokens: bool = True
-    credential: str = field(default="", repr=False)
-    """What a credentialed key is resolved with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One token and what the caller learns by it.
-
-    `token_text` is the token's own text; `text` what may be shown now, "" while characters or the
-    beginning of a stop string are held back. `finish` is set on the last piece.
-    """
-
-    token: SampledToken
-    token_text: str
-    special: bool
-    text: str
-    finish: FinishReason | None
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterStatus:
-    """One name and the version it means now. `last_used_s`: seconds since a request used it."""
-
-    key: AdapterKey
-    digest: str
-    tier: Tier
-    bundle_bytes: int
-    rank_max: int
-    pins: int
-    last_used_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """One caller's generation: its text state, the pieces it has not read, and how it ended."""
-
-    request: EngineRequest
-    number: int
-    detokenizer: Detokenizer
-    matcher: StopMatcher | None
-    submitted_at: float
-    first_at: float | None = None
-    generated: int = 0
-    finish: FinishReason | None = None
-    error: AdexError | None = None
-    pieces: deque[Piece] = field(default_factory=deque[Piece])
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def over(self) -> bool:
-        return self.finish is not None or self.error is not None
 
 
 class Engine:
@@ -140,7 +71,7 @@ class Engine:
         self._core: SchedulerCore | None = None
         self._events: deque[Event] = deque()
         self._telling = False
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._credentials = Credentials()
         self._numbers = 0
         self._draining = False
@@ -245,19 +176,11 @@ class Engine:
 
     # Facts go in.
 
-    def _begin(self, request: EngineRequest) -> _Stream:
+    def _begin(self, request: EngineRequest) -> Stream:
         if self._core is None or self._crash is not None:
             raise WorkerLost("No worker is connected yet", retry_after_s=1.0)
         self._numbers += 1
-        matcher = (
-            StopMatcher(request.stops, include_stop=request.include_stop) if request.stops else None
-        )
-        detokenizer = Detokenizer(
-            self._tokenizer,
-            request.token_ids[-_PROMPT_TAIL:],
-            skip_special_tokens=request.skip_special_tokens,
-        )
-        stream = _Stream(request, self._numbers, detokenizer, matcher, self._clock())
+        stream = Stream(request, self._numbers, self._tokenizer, self._clock())
         self._streams[stream.number] = stream
         self._credentials.hold(request.key, request.credential)
         self._idle.clear()
@@ -363,46 +286,28 @@ class Engine:
             if stream is not None:
                 self._show(stream, token, finished.get(token.sequence))
 
-    def _show(self, stream: _Stream, token: SampledToken, finish: FinishReason | None) -> None:
-        """Make the token's piece; a stop string in its text ends the sequence."""
+    def _show(self, stream: Stream, token: SampledToken, finish: FinishReason | None) -> None:
+        """Give the caller the token; a stop string in its text ends the sequence."""
         if stream.first_at is None:
             stream.first_at = self._clock()
-        stream.generated += 1
-        text = stream.detokenizer.push(token.token_id)
-        if finish is not None:
-            text += stream.detokenizer.flush()
-        if stream.matcher is not None:
-            text, found = stream.matcher.push(text)
-            if found:
-                if finish is None:
-                    self._tell(StopFound(stream.number))
-                finish = FinishReason.STOP
-            elif finish is not None:
-                text += stream.matcher.flush()
-        token_id = token.token_id
-        special = self._tokenizer.is_special(token_id)
-        stream.pieces.append(
-            Piece(token, self._tokenizer.token_text(token_id), special, text, finish)
-        )
-        stream.wake.set()
-        if finish is not None:
-            stream.finish = finish
-            self._log_end(stream, finish.value)
+        if stream.push(token, finish) and finish is None:
+            self._tell(StopFound(stream.number))
+        if stream.finish is not None:
+            self._log_end(stream, stream.finish.value)
             self._forget(stream)
 
-    def _fail(self, stream: _Stream, error: AdexError) -> None:
-        stream.error = error
-        stream.wake.set()
+    def _fail(self, stream: Stream, error: AdexError) -> None:
+        stream.fail(error)
         self._log_end(stream, error.code)
         self._forget(stream)
 
-    def _forget(self, stream: _Stream) -> None:
+    def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.number, None) is not None:
             self._credentials.release(stream.request.key)
         if not self._streams:
             self._idle.set()
 
-    def _log_end(self, stream: _Stream, how: str) -> None:
+    def _log_end(self, stream: Stream, how: str) -> None:
         """One line for each request that ended: never its text, never a private name."""
         now = self._clock()
         first_at = stream.first_at

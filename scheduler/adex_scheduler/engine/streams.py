@@ -1,0 +1,128 @@
+"""One generation's text: from its tokens to the pieces its caller reads."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.errors import AdexError
+from adex_proto.outcome import SampledToken
+from adex_proto.sampling import FinishReason, SamplingParams
+from adex_scheduler.text.detokenize import Detokenizer, Vocabulary
+from adex_scheduler.text.stops import StopMatcher
+
+# Enough of a prompt for the detokenizer to know what the first new token continues.
+_PROMPT_TAIL = 8
+
+
+class TokenTexts(Vocabulary, Protocol):
+    """What the engine needs of a tokenizer."""
+
+    def token_text(self, token_id: int) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One sequence to generate. `include_stop` keeps the stop string in the text."""
+
+    request_id: str
+    tenant: str
+    key: AdapterKey | None
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stops: tuple[str, ...] = ()
+    include_stop: bool = True
+    skip_special_tokens: bool = True
+    credential: str = field(default="", repr=False)
+    """What a credentialed key is resolved with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token and what the caller learns by it.
+
+    `token_text` is the token's own text; `text` what may be shown now, "" while characters or the
+    beginning of a stop string are held back. `finish` is set on the last piece.
+    """
+
+    token: SampledToken
+    token_text: str
+    special: bool
+    text: str
+    finish: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """One name and the version it means now. `last_used_s`: seconds since a request used it."""
+
+    key: AdapterKey
+    digest: str
+    tier: Tier
+    bundle_bytes: int
+    rank_max: int
+    pins: int
+    last_used_s: float
+
+
+class Stream:
+    """One caller's generation: its text state, the pieces it has not read, and how it ended.
+
+    Its pieces are bounded by the length of the generation.
+    """
+
+    def __init__(
+        self, request: EngineRequest, number: int, texts: TokenTexts, submitted_at: float
+    ) -> None:
+        self.request = request
+        self.number = number
+        self.submitted_at = submitted_at
+        self.first_at: float | None = None
+        self.generated = 0
+        self.finish: FinishReason | None = None
+        self.error: AdexError | None = None
+        self.pieces: deque[Piece] = deque()
+        self.wake = asyncio.Event()
+        self._texts = texts
+        self._detokenizer = Detokenizer(
+            texts,
+            request.token_ids[-_PROMPT_TAIL:],
+            skip_special_tokens=request.skip_special_tokens,
+        )
+        self._matcher: StopMatcher | None = None
+        if request.stops:
+            self._matcher = StopMatcher(request.stops, include_stop=request.include_stop)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.finish is not None or self.error is not None
+
+    def push(self, token: SampledToken, finish: FinishReason | None) -> bool:
+        """Make the token's piece. Returns: whether its text completed a stop string.
+
+        That ends the stream as a stop, whatever else would have ended it with this token.
+        """
+        self.generated += 1
+        text = self._detokenizer.push(token.token_id)
+        if finish is not None:
+            text += self._detokenizer.flush()
+        found = False
+        if self._matcher is not None:
+            text, found = self._matcher.push(text)
+            if found:
+                finish = FinishReason.STOP
+            elif finish is not None:
+                text += self._matcher.flush()
+        own_text = self._texts.token_text(token.token_id)
+        special = self._texts.is_special(token.token_id)
+        self.pieces.append(Piece(token, own_text, special, text, finish))
+        self.finish = finish
+        self.wake.set()
+        return found
+
+    def fail(self, error: AdexError) -> None:
+        """End the stream with an error, after the pieces it has."""
+        self.error = error
+        self.wake.set()
