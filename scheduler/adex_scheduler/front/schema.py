@@ -119,8 +119,16 @@ def read_source(fields: Fields) -> str | None:
 
 
 def read_credential(fields: Fields) -> None:
-    """`api_token` is checked to be text and goes no further: local adapters need none."""
-    fields.string("api_token")
+    """`api_token` is checked to be text and goes no further: local adapters need none.
+
+    An error does not quote it, because errors end up in logs.
+    """
+    token = fields.value("api_token")
+    if token is not None and not isinstance(token, str):
+        name = fields.name_of("api_token")
+        raise ValidationError(
+            f"`{name}` must be a string", field=name, remedy="Send a string or null"
+        )
 
 
 def check_name(field: str, name: str) -> str:

@@ -74,4 +74,18 @@ class Directory:
                 field="adapter_id",
                 remedy="Name the adapter by its alias, folder or id",
             )
+        if source == "local":
+            name = _plain_path(name)
         return AdapterKey(tenant, source, name, revision)
+
+
+def _plain_path(name: str) -> str:
+    """A path without the parts that change nothing, so that one folder has one name.
+
+    `..` stays: it may change something, and whether it may be written is the worker's to say.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    plain = "/".join(parts)
+    if not parts:
+        return name
+    return f"/{plain}" if name.startswith("/") else plain
