@@ -88,6 +88,8 @@ class Directory:
                 field="adapter_id",
                 remedy="Name the adapter by its alias, folder or id",
             )
+        if source == "local":
+            name = _plain_path(name)
         return AdapterKey(tenant, source, name, revision)
 
 
@@ -100,3 +102,15 @@ def placed(adapter: AdapterName, default_source: str) -> tuple[str, str]:
     if name.startswith(S3_SCHEME) and adapter.source is None:
         return "s3", name
     return adapter.source or default_source, name
+
+
+def _plain_path(name: str) -> str:
+    """A path without the parts that change nothing, so that one folder has one name.
+
+    `..` stays: it may change something, and whether it may be written is the worker's to say.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    plain = "/".join(parts)
+    if not parts:
+        return name
+    return f"/{plain}" if name.startswith("/") else plain

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from adex_scheduler.front import listing
+
 BODY = b'{"inputs": "a secret prompt"}'
 
 
@@ -146,3 +148,33 @@ async def test_a_sequence_that_was_refused_counts_no_tokens(door: Any) -> None:
         assert door.meters.counted == []
         await client.post("/generate", json={"inputs": "a long prompt"})
         assert len(door.meters.counted) == 1
+
+
+@pytest.mark.parametrize("token", [{"a secret": 1}, ["a secret"], 5])
+async def test_a_credential_of_a_wrong_kind_is_not_quoted(door: Any, token: Any) -> None:
+    async with httpx.AsyncClient(base_url=door.url, timeout=10) as client:
+        for path, body in (
+            ("/generate", {"inputs": "x", "parameters": {"api_token": token}}),
+            ("/v1/completions", {"prompt": "x", "api_token": token}),
+        ):
+            reply = await client.post(path, json=body)
+            assert reply.status_code in (400, 422)
+            assert "api_token" in reply.text
+            assert "got" not in reply.text
+            assert "secret" not in reply.text
+
+
+async def test_a_long_listing_holds_up_nobody(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> list[object]:
+        time.sleep(1.0)
+        return []
+
+    monkeypatch.setattr(listing, "known_adapters", slow)
+    async with httpx.AsyncClient(base_url=door.url, timeout=10) as client:
+        listed = asyncio.create_task(client.get("/v1/models"))
+        await asyncio.sleep(0.2)
+        began_s = time.monotonic()
+        assert (await client.post("/generate", json={"inputs": "x"})).status_code == 200
+        assert time.monotonic() - began_s < 0.7
+        assert not listed.done()
+        assert len((await listed).json()["data"]) == 1

@@ -27,7 +27,7 @@ DIRECTORY = Directory(("base",), ALIASES)
         ("hf://org/one@v2", None, AdapterKey("", "hub", "org/one", "v2")),
         ("huggingface://org/one", "hub", AdapterKey("", "hub", "org/one")),
         ("s3://bucket/a@b", None, AdapterKey("", "s3", "s3://bucket/a@b")),
-        ("s3://bucket/a", "local", AdapterKey("", "local", "s3://bucket/a")),
+        ("s3://bucket/a", "local", AdapterKey("", "local", "s3:/bucket/a")),
         ("team/a", "s3", AdapterKey("", "s3", "team/a")),
         ("org/one", None, AdapterKey("", "local", "org/one")),
         ("friendly", None, AdapterKey("", "hub", "org/one", "v1")),
