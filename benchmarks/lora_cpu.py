@@ -97,7 +97,9 @@ def main() -> None:
     slots, sizes = _resident(decoder, max(adapters for adapters, _ in CASES))
     print("low-rank terms:", native.load(Path(tempfile.gettempdir())))
     library = lora.registered()
-    print("threads adapters rows |  base ms torch ms native ms | added: torch  native  floor | ratio")
+    print(
+        "threads adapters rows |  base ms torch ms native ms | added: torch  native  floor | gain"
+    )
     for threads in options.threads:
         torch.set_num_threads(threads)
         for adapters, rows in CASES:

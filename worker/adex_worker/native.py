@@ -22,6 +22,16 @@ COMPILERS = ("cc", "gcc", "clang")
 # None of these may let the compiler reorder sums: a row's bits must not depend on its batch.
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fopenmp")
 _COMPILE_S_MAX = 60.0
+# Of /proc/cpuinfo, on x86 and on ARM.
+_PROCESSOR_KEYS = (
+    "vendor_id",
+    "cpu family",
+    "model\t",
+    "flags",
+    "Features",
+    "CPU impl",
+    "CPU part",
+)
 
 
 def load(cache_dir: Path) -> str:
@@ -50,10 +60,13 @@ def _compiled(folder: Path) -> Path:
     source = resources.files("adex_kernels").joinpath("native", "lora.c").read_bytes()
     version = _run(compiler, "--version")
     identity = "\0".join((compiler, version, *FLAGS, str(openmp), _processor()))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = folder.stat()
+    if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
+        raise PermissionError(f"others may write {folder}, so nothing in it is run")
     path = folder / f"{hashlib.sha256(identity.encode() + source).hexdigest()[:32]}.so"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         code, compiled, linked = (Path(work, name) for name in ("lora.c", "lora.o", "lora.so"))
         code.write_bytes(source)
@@ -78,13 +91,13 @@ def _openmp() -> Path:
 def _processor() -> str:
     """What -march=native looks at: a cache may be shared by machines that differ."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    names = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
-    return platform.machine() + "\n".join(sorted({s for s in lines if s.startswith(names)}))
+    told = {line for line in lines if line.startswith(_PROCESSOR_KEYS)}
+    return "\n".join((platform.machine(), *sorted(told)))
 
 
 def _run(*command: str) -> str:
-    # An own argument list, no shell; the compiler is the operator's.
-    done = subprocess.run(
+    # No shell, and the compiler is the operator's own.
+    done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, timeout=_COMPILE_S_MAX, check=True
     )
     return done.stdout

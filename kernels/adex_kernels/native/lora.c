@@ -17,7 +17,7 @@
 #endif
 
 enum { BFLOAT16, FLOAT16, FLOAT32 };
-enum { LANES = 16, RANKS = 8, COLUMNS = 1024, SERIAL_BYTES = 1 << 16, SPINS_MAX = 1000 };
+enum { LANES = 16, RANKS = 8, COLUMNS = 1024, THREAD_BYTES = 1 << 17, SPINS_MAX = 1000 };
 
 typedef float f32 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
@@ -71,7 +71,7 @@ INLINE u16 to_half(f32 value) {
 #endif
 }
 
-/* `count` lanes, the others 0; a constant LANES needs no branch. */
+/* The first `count` lanes, the others 0. */
 INLINE f32 load(const char *from, int64_t count, int type) {
     if (type == FLOAT32) {
         f32 value = {0};
@@ -108,79 +108,99 @@ INLINE float total(f32 lanes) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-/* The products of one row with `ranks` rows of A; each has its own sum. */
-INLINE void shrink(const char *x, const char *a, int64_t in, int ranks, float *shrunk, int type) {
-    f32 sums[4] = {{0}};
-    int64_t k = 0;
-    for (; k + LANES <= in; k += LANES) {
-        f32 value = load(at(x, k, type), LANES, type);
-        for (int r = 0; r < ranks; r++)
-            sums[r] += value * load(at(a, r * in + k, type), LANES, type);
+/* Sixteen at a time and then what is left; constants, so that there is no branch within. */
+#define IN_LANES(k, count, stop, work)                                          \
+    {                                                                           \
+        int64_t k = 0;                                                          \
+        for (; k + LANES <= (stop); k += LANES) { enum { count = LANES }; work; } \
+        if (k < (stop)) { int64_t count = (stop) - k; work; }                   \
     }
-    if (k < in) {
-        f32 value = load(at(x, k, type), in - k, type);
-        for (int r = 0; r < ranks; r++)
-            sums[r] += value * load(at(a, r * in + k, type), in - k, type);
+
+/* Four at a time and then one; constants, so that sums stay in registers. */
+#define IN_BLOCKS(i, start, stop, work)                                         \
+    {                                                                           \
+        int64_t i = (start);                                                    \
+        for (; i + 4 <= (stop); i += 4) { enum { i##_block = 4 }; work; }       \
+        for (; i < (stop); i++) { enum { i##_block = 1 }; work; }               \
     }
-    for (int r = 0; r < ranks; r++)
-        shrunk[r] = total(sums[r]);
+
+/* The products of `rows` rows of x with `ranks` rows of A; each has a sum of its own. */
+INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int64_t in, int ranks,
+                   float *shrunk, int64_t shrunk_stride, int type) {
+    f32 sums[4][4] = {{{0}}}, values[4];
+    IN_LANES(k, count, in, {
+        for (int i = 0; i < rows; i++)
+            values[i] = load(at(x, i * x_stride + k, type), count, type);
+        for (int r = 0; r < ranks; r++) {
+            f32 weights = load(at(a, r * in + k, type), count, type);
+            __builtin_prefetch(at(a, (r + ranks) * in + k, type));
+            for (int i = 0; i < rows; i++)
+                sums[i][r] += values[i] * weights;
+        }
+    })
+    for (int i = 0; i < rows; i++)
+        for (int r = 0; r < ranks; r++)
+            shrunk[i * shrunk_stride + r] = total(sums[i][r]);
 }
 
-/* Add `ranks` rows of B, `stride` apart, to one row's sums. */
-INLINE void expand(f32 *sums, const float *shrunk, const char *b, int64_t stride, int64_t columns,
+/* Add `ranks` rows of B to the sums of `rows` rows. */
+INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
+                   int64_t shrunk_stride, const char *b, int64_t b_stride, int64_t columns,
                    int ranks, int type) {
-    int64_t c = 0;
-    for (; c + LANES <= columns; c += LANES) {
-        f32 sum = sums[c / LANES];
+    float factors[4][4];
+    for (int i = 0; i < rows; i++)
         for (int r = 0; r < ranks; r++)
-            sum += shrunk[r] * load(at(b, r * stride + c, type), LANES, type);
-        sums[c / LANES] = sum;
-    }
-    if (c < columns)
-        for (int r = 0; r < ranks; r++)
-            sums[c / LANES] += shrunk[r] * load(at(b, r * stride + c, type), columns - c, type);
+            factors[i][r] = shrunk[i * shrunk_stride + r];
+    IN_LANES(c, count, columns, {
+        f32 values[4];
+        for (int i = 0; i < rows; i++)
+            values[i] = sums[i][c / LANES];
+        for (int r = 0; r < ranks; r++) {
+            f32 weights = load(at(b, r * b_stride + c, type), count, type);
+            __builtin_prefetch(at(b, (r + ranks) * b_stride + c, type));
+            for (int i = 0; i < rows; i++)
+                values[i] += factors[i][r] * weights;
+        }
+        for (int i = 0; i < rows; i++)
+            sums[i][c / LANES] = values[i];
+    })
 }
 
 INLINE void shrink_ranks(const Call *call, const Segment *segment, const Entry *entry, int64_t rank,
                          int type) {
     int64_t stop = rank + RANKS < entry->rank_total ? rank + RANKS : entry->rank_total;
-    for (; rank < stop; rank += stop - rank >= 4 ? 4 : 1) {
-        const char *a = at(entry->a, rank * entry->in, type);
-        for (int64_t row = 0; row < segment->rows; row++) {
-            const char *x = at(call->x, (segment->row_start + row) * call->x_stride, type);
-            float *shrunk = call->shrunk + segment->shrunk_start + row * entry->rank_total + rank;
-            if (stop - rank >= 4)
-                shrink(x, a, entry->in, 4, shrunk, type);
-            else
-                shrink(x, a, entry->in, 1, shrunk, type);
-        }
-    }
+    const char *x = at(call->x, segment->row_start * call->x_stride, type);
+    float *shrunk = call->shrunk + segment->shrunk_start;
+    IN_BLOCKS(r, rank, stop, IN_BLOCKS(row, 0, segment->rows,
+        shrink(at(x, row * call->x_stride, type), call->x_stride, row_block,
+               at(entry->a, r * entry->in, type), entry->in, r_block,
+               shrunk + row * entry->rank_total + r, entry->rank_total, type)))
+}
+
+INLINE void expand_rows(const Call *call, const Entry *entry, const Slice *slice, char *y,
+                        const float *shrunk, const char *b, int64_t columns, int rows, int type) {
+    f32 sums[4][COLUMNS / LANES];
+    for (int i = 0; i < rows; i++)
+        IN_LANES(c, count, columns,
+            sums[i][c / LANES] = load(at(y, i * call->y_stride + c, type), count, type))
+    IN_BLOCKS(r, 0, slice->rank,
+        expand(sums, rows, shrunk + r, entry->rank_total, at(b, r * slice->out, type), slice->out,
+               columns, r_block, type))
+    for (int i = 0; i < rows; i++)
+        IN_LANES(c, count, columns,
+            store((char *)at(y, i * call->y_stride + c, type), sums[i][c / LANES], count, type))
 }
 
 INLINE void expand_columns(const Call *call, const Segment *segment, const Entry *entry,
                            const Slice *slice, int64_t column, int type) {
     int64_t columns = slice->out - column < COLUMNS ? slice->out - column : COLUMNS;
-    for (int64_t row = 0; row < segment->rows; row++) {
-        const float *shrunk = call->shrunk + segment->shrunk_start + row * entry->rank_total
-            + slice->rank_start;
-        char *y = (char *)at(call->y, (segment->row_start + row) * call->y_stride
-                             + slice->out_start + column, type);
-        f32 sums[COLUMNS / LANES];
-        int64_t c = 0, r = 0;
-        for (; c + LANES <= columns; c += LANES)
-            sums[c / LANES] = load(at(y, c, type), LANES, type);
-        if (c < columns)
-            sums[c / LANES] = load(at(y, c, type), columns - c, type);
-        const char *b = at(slice->b, column, type);
-        for (; r + 4 <= slice->rank; r += 4)
-            expand(sums, shrunk + r, at(b, r * slice->out, type), slice->out, columns, 4, type);
-        for (; r < slice->rank; r++)
-            expand(sums, shrunk + r, at(b, r * slice->out, type), slice->out, columns, 1, type);
-        for (c = 0; c + LANES <= columns; c += LANES)
-            store((char *)at(y, c, type), sums[c / LANES], LANES, type);
-        if (c < columns)
-            store((char *)at(y, c, type), sums[c / LANES], columns - c, type);
-    }
+    char *y = (char *)at(call->y, segment->row_start * call->y_stride + slice->out_start + column,
+                         type);
+    const float *shrunk = call->shrunk + segment->shrunk_start + slice->rank_start;
+    IN_BLOCKS(row, 0, segment->rows,
+        expand_rows(call, entry, slice, (char *)at(y, row * call->y_stride, type),
+                    shrunk + row * entry->rank_total, at(slice->b, column, type), columns,
+                    row_block, type))
 }
 
 static inline const Entry *entry_of(const Segment *segment, int64_t index) {
@@ -256,7 +276,7 @@ int adex_lora_add(const Call *call, int type) {
     }
     void (*const run[])(const Call *, Progress *) = {run_bfloat16, run_float16, run_float32};
     Progress progress = {0, 0, 0};
-    int64_t threads = 1 + bytes / SERIAL_BYTES < call->threads ? 1 + bytes / SERIAL_BYTES : call->threads;
+    int64_t threads = 1 + bytes / THREAD_BYTES < call->threads ? 1 + bytes / THREAD_BYTES : call->threads;
     if (threads < 2)
         run[type](call, &progress);
     else {

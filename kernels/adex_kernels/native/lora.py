@@ -13,8 +13,10 @@ from torch import Tensor
 from adex_kernels.batch import GroupWeights, LoraBatch, LoraRecord, ThinSegments
 from adex_kernels.layout import Group
 
-# Segments of more rows are faster through the processor's matrix units, in torch.
-ROWS_MAX = 16
+# Segments of more rows than the first, whose rows times ranks (of the widest group) exceed the
+# second, are faster through a processor's matrix units, in torch.
+_ROWS_ALWAYS = 8
+_ROWS_RANKS_MAX = 1536
 
 _TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _UNFIT = 1
@@ -127,12 +129,16 @@ def add_(
     return thin.others
 
 
+def _is_thin(rows: int, record: LoraRecord) -> bool:
+    return rows <= _ROWS_ALWAYS or rows * record.rank_total_max <= _ROWS_RANKS_MAX
+
+
 def _thin_segments(lora: LoraBatch, dtype: torch.dtype) -> ThinSegments:
-    words, records, others, shrunk = list[int](), list[LoraRecord](), list[tuple[int, int, int]](), 0
+    words, records, shrunk = list[int](), list[LoraRecord](), 0
+    others: list[tuple[int, int, int]] = []
     for start, stop, slot in lora.segments:
-        rows = stop - start
-        record = lora.slots.record(slot) if rows <= ROWS_MAX else None
-        if record is None or record.dtype != dtype:
+        rows, record = stop - start, lora.slots.record(slot)
+        if record is None or record.dtype != dtype or not _is_thin(rows, record):
             others.append((start, stop, slot))
             continue
         records.append(record)
