@@ -12,12 +12,12 @@
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
 enum { BFLOAT16, FLOAT16, FLOAT32 };
-enum { LANES = 16, RANKS = 8, COLUMNS = 1024, THREAD_BYTES = 1 << 17, SPINS_MAX = 1000 };
+enum { LANES = 16, RANKS = 8, COLUMNS = 1024, TEAM_BYTES = 1 << 18, SPINS_MAX = 1000 };
 
 typedef float f32 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
@@ -50,7 +50,9 @@ INLINE f32 from_half(u16 bits) {
     return (f32)_mm512_cvtph_ps((__m256i)bits);
 #elif defined(__F16C__)
     union { u16 whole; __m128i half[2]; } in = {bits};
-    union { __m256 half[2]; f32 whole; } out = {{_mm256_cvtph_ps(in.half[0]), _mm256_cvtph_ps(in.half[1])}};
+    union { __m256 half[2]; f32 whole; } out;
+    for (int i = 0; i < 2; i++)
+        out.half[i] = _mm256_cvtph_ps(in.half[i]);
     return out.whole;
 #else
     typedef _Float16 f16 __attribute__((vector_size(32)));
@@ -63,7 +65,9 @@ INLINE u16 to_half(f32 value) {
     return (u16)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
     union { f32 whole; __m256 half[2]; } in = {value};
-    union { __m128i half[2]; u16 whole; } out = {{_mm256_cvtps_ph(in.half[0], 0), _mm256_cvtps_ph(in.half[1], 0)}};
+    union { __m128i half[2]; u16 whole; } out;
+    for (int i = 0; i < 2; i++)
+        out.half[i] = _mm256_cvtps_ph(in.half[i], _MM_FROUND_TO_NEAREST_INT);
     return out.whole;
 #else
     typedef _Float16 f16 __attribute__((vector_size(32)));
@@ -94,9 +98,10 @@ INLINE void store(char *to, f32 value, int64_t count, int type) {
     if (type == FLOAT16) {
         bits = to_half(value);
     } else {
-        u32 wide = (u32)value, nan = (u32)(value != value);
-        wide = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;   /* would carry a NaN into the sign */
-        bits = __builtin_convertvector((wide & ~nan) | (0x7fc0 & nan), u16);
+        /* No NaN is carried into the sign: made from bfloat16, its lower half is 0. */
+        u32 wide = (u32)value;
+        wide = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+        bits = __builtin_convertvector(wide, u16);
     }
     memcpy(to, &bits, count * 2);
 }
@@ -226,8 +231,10 @@ INLINE void take_part(const Call *call, Progress *progress, int type) {
         }
     }
     /* Pieces under way elsewhere are short, unless their thread has lost its core. */
-    for (int spins = 0; __atomic_load_n(&progress->shrunk, __ATOMIC_ACQUIRE) < piece; spins++)
-        if (spins >= SPINS_MAX)
+    for (int spins = 0; __atomic_load_n(&progress->shrunk, __ATOMIC_ACQUIRE) < piece;)
+        if (spins < SPINS_MAX)
+            spins++;
+        else
             sched_yield();
     piece = 0, mine = TAKE(progress->next_expand);
     for (const Segment *s = call->segments; s < call->segments + call->count; s++) {
@@ -276,11 +283,11 @@ int adex_lora_add(const Call *call, int type) {
     }
     void (*const run[])(const Call *, Progress *) = {run_bfloat16, run_float16, run_float32};
     Progress progress = {0, 0, 0};
-    int64_t threads = 1 + bytes / THREAD_BYTES < call->threads ? 1 + bytes / THREAD_BYTES : call->threads;
-    if (threads < 2)
+    /* All of torch's threads or none: OpenMP ends those that a smaller team leaves over. */
+    if (bytes < TEAM_BYTES || call->threads < 2)
         run[type](call, &progress);
     else {
-#pragma omp parallel num_threads((int)threads)
+#pragma omp parallel num_threads((int)call->threads)
         run[type](call, &progress);
     }
     return 0;

@@ -298,6 +298,49 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not y.any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_half_precision_is_rounded_to_the_nearest(dtype: torch.dtype) -> None:
+    slots = ResidentSlots()
+    publish(slots, 1, 4, dtype=dtype)
+    x, y = tensors(EVEN, 2, 8, dtype)
+    expected = y.clone()
+    reference.lora_add_(expected, x, LoraBatch([(0, 8, 1)], slots), LAYER, 2)
+    dispatch.lora_add_(y, x, LoraBatch([(0, 8, 1)], twin(slots)), LAYER, 2)
+    assert (y == expected).float().mean() > 0.998
+
+
+def test_no_thread_goes_ahead_before_all_have_shrunk() -> None:
+    slots = ResidentSlots()
+    for slot in (1, 2):
+        publish(slots, slot, 200, shape=EVEN)
+    group, segments = 3, [(0, 3, 1), (3, 4, 2)]
+    x, y = tensors(EVEN, group, 4, torch.float32)
+    batch = LoraBatch(segments, twin(slots))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = y.clone()
+        dispatch.lora_add_(expected, x, batch, LAYER, group)
+        assert batch.thin is not None
+        for _ in range(1000):
+            batch.thin.shrunk.fill_(float("nan"))
+            found = y.clone()
+            dispatch.lora_add_(found, x, batch, LAYER, group)
+            assert torch.equal(found, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_bfloat16_nan_of_all_ones_does_not_become_a_number() -> None:
+    slots = ResidentSlots()
+    publish(slots, 1, 4, dtype=torch.bfloat16)
+    x, y = tensors(EVEN, 1, 2, torch.bfloat16)
+    y.view(torch.int16)[0, :4] = 0x7FFF
+    y.view(torch.int16)[1, :4] = -1
+    dispatch.lora_add_(y, x, LoraBatch([(0, 2, 1)], twin(slots)), LAYER, 1)
+    assert y[:, :4].isnan().all()
+
+
 @each_dtype
 def test_what_is_not_a_number_stays_so_and_infinity_too(dtype: torch.dtype) -> None:
     slots = ResidentSlots()
