@@ -20,6 +20,10 @@ _SCORES_MAX = 1 << 24
 # Segments of up to this many rows cost less row by row on a CPU (see `_add_thin`).
 _THIN_ROWS_MAX = 4
 
+# Products with a matrix of up to this many elements are computed by one thread: waking and awaiting
+# others takes 10 microseconds, and the product itself no longer than that.
+_SERIAL_ELEMENTS_MAX = 1 << 17
+
 # Its switches are typed as descriptors, which no checker lets through.
 _ONEDNN: Any = torch.backends.mkldnn
 
@@ -127,7 +131,7 @@ def _add_thin(
     inputs = x[first:last].unbind(0)
     # The rows of each module's columns of y, made once for all segments.
     outputs: dict[int, tuple[Tensor, ...]] = {}
-    was_enabled = _ONEDNN.enabled
+    was_enabled, threads = _ONEDNN.enabled, torch.get_num_threads()
     _ONEDNN.enabled = False
     try:
         for start, stop, slot in thin:
@@ -137,11 +141,14 @@ def _add_thin(
             for _, _, out_start, out_stop, _ in weights.slices:
                 if out_start not in outputs:
                     outputs[out_start] = y[first:last, out_start:out_stop].unbind(0)
+            # torch wakes its threads for a product with a vector of any size.
+            torch.set_num_threads(1 if weights.a.numel() <= _SERIAL_ELEMENTS_MAX else threads)
             for row in range(start - first, stop - first):
                 shrunk = torch.mv(weights.a, inputs[row])
                 for rank_start, rank_stop, out_start, _, b in weights.slices:
                     outputs[out_start][row].addmv_(b.t(), shrunk[rank_start:rank_stop])
     finally:
+        torch.set_num_threads(threads)
         _ONEDNN.enabled = was_enabled
     return [s for s in segments if s[1] - s[0] > _THIN_ROWS_MAX]
 

@@ -1,10 +1,15 @@
 """Adapters by name and by content, and the tiers their bytes live in."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
 
 # The slot by which a step addresses the base model itself.
 BASE_SLOT = 0
+
+
+# What the tenant of a name begins with that only the holder of one credential may resolve.
+_CREDENTIAL_TENANT = "t:"
 
 
 class Tier(IntEnum):
@@ -28,6 +33,20 @@ class AdapterKey:
     source: str
     name: str
     revision: str = ""
+
+    @property
+    def credentialed(self) -> bool:
+        """Whether the name belongs to the holders of one credential (`credential_tenant`)."""
+        return self.tenant.startswith(_CREDENTIAL_TENANT)
+
+
+def credential_tenant(tenant: str, credential: str) -> str:
+    """The tenant for names that `tenant` resolves with a credential of its own.
+
+    One per credential, and nothing of the credential can be read from it.
+    """
+    told = len(tenant.encode()).to_bytes(4, "big") + tenant.encode() + credential.encode()
+    return _CREDENTIAL_TENANT + hashlib.sha256(told).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,9 @@ def encode_to_worker(down: Down) -> pb.ToWorker:
         case StepPlan():
             return pb.ToWorker(plan=_plan_to_wire(down))
         case Fetch():
-            return pb.ToWorker(fetch=pb.Fetch(key=_key_to_wire(down.key)))
+            return pb.ToWorker(
+                fetch=pb.Fetch(key=_key_to_wire(down.key), credential=down.credential)
+            )
         case Stage():
             return pb.ToWorker(stage=pb.Stage(digest=down.digest))
         case PageIn():
@@ -78,7 +80,7 @@ def decode_to_worker(message: pb.ToWorker) -> Down:
         case "plan":
             return _plan_from_wire(message.plan)
         case "fetch":
-            return Fetch(_key_from_wire(message.fetch.key))
+            return Fetch(_key_from_wire(message.fetch.key), message.fetch.credential)
         case "stage":
             return Stage(message.stage.digest)
         case "page_in":

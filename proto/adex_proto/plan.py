@@ -4,7 +4,7 @@ A plan carries differences only. The worker keeps each sequence's tokens, block 
 from the plan that first named it until the plan that lists it as finished.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.sampling import SamplingParams
@@ -52,9 +52,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Resolve `key`, check it, convert it, and keep its bundle on disk. Answer: Fetched."""
+    """Resolve `key`, check it, convert it, and keep its bundle on disk. Answer: Fetched.
+
+    `credential` is what a name of a credentialed tenant is resolved with. Decisions never look at
+    it: it joins the command where that is sent.
+    """
 
     key: AdapterKey
+    credential: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from adex_proto.errors import AdexError, ValidationError
 from adex_scheduler.config import SchedulerOptions, parse_options
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.engine import Engine
+from adex_scheduler.front.listener import runner_of
 from adex_scheduler.front.ports import FrontOptions, Serving
-from adex_scheduler.front.rest import create_app
 from adex_scheduler.front.rpc import RpcFront
 from adex_scheduler.front.schema import RequestLimits
 from adex_scheduler.front.tenants import Directory
@@ -53,12 +53,7 @@ async def _serve(options: SchedulerOptions) -> int:
     engine = Engine(WorkerLink(options.worker), tokenizer, _limits(options))
     metrics = SchedulerMetrics(engine.statistics, lambda: engine.info)
     serving = Serving.over(engine, tokenizer, _directory(options), metrics, _front_options(options))
-    rest = web.AppRunner(
-        create_app(serving),
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=_CLOSE_S_MAX,
-    )
+    rest = runner_of(serving, close_s_max=_CLOSE_S_MAX)
     await rest.setup()
     rpc: RpcFront | None = None
     if options.grpc_port is not None:
@@ -132,7 +127,7 @@ def _limits(options: SchedulerOptions) -> Limits:
 
 def _directory(options: SchedulerOptions) -> Directory:
     names = (*options.served_names, options.model_id, PurePath(options.model_id).name)
-    return Directory(tuple(dict.fromkeys(names)), options.aliases)
+    return Directory(tuple(dict.fromkeys(names)), options.aliases, options.adapter_source)
 
 
 def _front_options(options: SchedulerOptions) -> FrontOptions:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 
+_HUB_SCHEMES = ("hf://", "huggingface://")
 _ALIAS = re.compile(r"([^=@{]+)(?:=([^@]+))?(?:@([^@]+))?")
 
 
@@ -34,6 +35,7 @@ class SchedulerOptions:
     grpc_port: int | None
     worker: str
     aliases: Mapping[str, AdapterKey]
+    adapter_source: str
     local_adapter_roots: tuple[str, ...]
     step_tokens_max: int | None
     running_max: int | None
@@ -78,6 +80,7 @@ def parse_options(
         grpc_port=given.grpc_port,
         worker=_checked_address(given.worker),
         aliases=read_aliases(modules, _parts(env.get("LORA_ADAPTERS", ""), ",")),
+        adapter_source=given.adapter_source,
         local_adapter_roots=tuple(os.path.abspath(root) for root in roots),
         step_tokens_max=given.max_batch_tokens,
         running_max=given.max_sequences,
@@ -116,6 +119,8 @@ def read_aliases(flags: Sequence[str], variable: Sequence[str]) -> Mapping[str, 
 def read_alias(text: str) -> tuple[str, AdapterKey]:
     """One adapter in the form `name=path`, `id` or `id@revision`.
 
+    A path may be `hf://org/name`, with a revision or without, or `s3://bucket/prefix`.
+
     A path is made absolute where it exists here; another one is left to the worker's roots.
     """
     match = _ALIAS.fullmatch(text.strip())
@@ -126,6 +131,11 @@ def read_alias(text: str) -> tuple[str, AdapterKey]:
             remedy="Write name=path, or an id",
         )
     name, path, revision = match[1].strip(), (match[2] or match[1]).strip(), match[3] or ""
+    for scheme in _HUB_SCHEMES:
+        if path.startswith(scheme):
+            return name, AdapterKey("", "hub", path.removeprefix(scheme), revision)
+    if path.startswith("s3://") and not revision:
+        return name, AdapterKey("", "s3", path)
     if match[2] is not None and revision:
         raise ValidationError(
             f"the adapter {text!r} is a path with a revision, but a path has none",
@@ -156,20 +166,18 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
 
     count: dict[str, Any] = {"type": _argument(_count), "metavar": "N"}
     automatic: dict[str, Any] = {"type": _argument(_count_or_auto), "metavar": "N"}
-    port: dict[str, Any] = {"type": _argument(_port), "metavar": "PORT"}
     add("--model-id", "", "the base model: the folder or hub id that the worker serves")
     add("--revision", "", "branch, tag or commit of a hub model")
     parser.add_argument(
         "--served-model-name", action="append", help="a public name of the base model (repeatable)"
     )
     add("--host", "127.0.0.1", "address to listen at; 0.0.0.0 for containers")
-    add("--port", "8080", "port of the REST API, 0 for any free one", **port)
+    add("--port", "8080", "port of the REST API, 0 for any free one", type=_argument(_port))
     add(
         "--grpc-port",
         "9090",
         "port of the gRPC API, 0 for any free one, off for none",
         type=_argument(_port_or_off),
-        metavar="PORT",
     )
     add("--worker", "127.0.0.1:50051", "where the worker listens: host:port or unix:///path")
     parser.add_argument(
@@ -185,6 +193,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder of the worker's whose adapters /v1/models lists (repeatable)",
     )
+    where = "where names without a source lie: local, hub or s3"
+    add("--adapter-source", "local", where, choices=("local", "hub", "s3"))
     add("--max-batch-tokens", "auto", "tokens in one step at most", **automatic)
     add("--max-sequences", "auto", "sequences in one step at most", **automatic)
     add("--max-waiting", "1024", "sequences that may wait; more are refused", **count)

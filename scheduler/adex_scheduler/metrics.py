@@ -25,7 +25,7 @@ _FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16
 _NEXT_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
 
 _EVENTS = (
-    ("steps", "Steps sent to the worker", "steps"),
+    ("steps", "Steps the worker answered", "steps"),
     ("preemptions", "Sequences set aside for want of pages", "preemptions"),
     ("dropped_tokens", "Tokens computed after their sequence had ended", "dropped_tokens"),
     ("prefix_hit_blocks", "KV blocks reused instead of computed", "prefix_hits"),
@@ -44,7 +44,7 @@ _GAUGES = (
     ("steps_in_flight", "Steps sent and not answered", "steps_in_flight"),
     ("slots_used", "Adapters that steps may address", "slots_used"),
     ("pool_largest_free_run_pages", "The longest run of free pages", "largest_run"),
-    ("adapter_names", "Adapter names that mean a version now", "names"),
+    ("adapter_names", "Adapter names remembered", "names"),
 )
 
 

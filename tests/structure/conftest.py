@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def modules() -> list[Module]:
 
 @pytest.fixture(scope="session")
 def scripts() -> list[Path]:
-    """Python outside the packages: tests, benchmarks, the demo's recipe."""
-    folders = [ROOT / "tests", ROOT / "benchmarks", ROOT / "demo"]
+    """Python outside the packages: tests, benchmarks, the demo's recipe, the docs' drawings."""
+    folders = [ROOT / name for name in ("benchmarks", "demo", "docs", "tests")]
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
 
@@ -73,3 +74,12 @@ def tracked() -> list[Path]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs a git checkout: {error}")
     return [path for line in listed.stdout.splitlines() if (path := ROOT / line).is_file()]
+
+
+@pytest.fixture(scope="session")
+def pure() -> tuple[str, ...]:
+    """The modules and rooms that the import contract 'pure-core' holds to be pure."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (contract,) = [one for one in contracts if one["id"] == "pure-core"]
+    return tuple(contract["source_modules"])

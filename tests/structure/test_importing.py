@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-SHELVES = ("client", "deploy", "kernels", "proto", "scheduler", "worker")
+SHELVES = ("client", "kernels", "proto", "scheduler", "worker")
 OURS = ("adex", "adex_kernels", "adex_proto", "adex_scheduler", "adex_worker")
 # rich is not among them: httpx imports it for its own command where it is installed.
 HEAVY = (

@@ -111,7 +111,7 @@ def _configure_logging(level: str) -> None:
         stream=sys.stderr,
     )
     # A line for each file that the hub is asked for says nothing to an operator.
-    for chatty in ("httpx", "urllib3", "filelock"):
+    for chatty in ("httpx", "httpx2", "httpcore", "urllib3", "filelock", "boto3", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -14,12 +14,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from huggingface_hub import get_token
 from torch import Tensor
 
 from adex_proto.errors import ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_worker import native
 from adex_worker.adapters.arena import Arena, kv_page_bytes
+from adex_worker.adapters.sources.hub import HubSource
+from adex_worker.adapters.sources.s3 import S3Source
+from adex_worker.adapters.sources.source import Source
 from adex_worker.adapters.store import AdapterStore
 from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype
 from adex_worker.config import SLOTS_MAX, WorkerOptions
@@ -65,6 +69,7 @@ def assemble(options: WorkerOptions) -> Worker:
         store = AdapterStore(
             cache_dir=options.cache_dir,
             roots=options.local_adapter_roots,
+            remote=_remote_sources(options),
             shape=spec.shape,
             dtype=decoder.dtype,
             arena=arena,
@@ -102,6 +107,16 @@ def assemble(options: WorkerOptions) -> Worker:
             f" loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )
+
+
+def _remote_sources(options: WorkerOptions) -> dict[str, Source]:
+    """The hub, always; S3 where a root allows it. Raises OSError."""
+    options.cache_dir.mkdir(parents=True, exist_ok=True)
+    server_token = get_token() if options.use_server_hf_token else None
+    found: dict[str, Source] = {"hub": HubSource(options.cache_dir, server_token=server_token)}
+    if options.s3_adapter_roots:
+        found["s3"] = S3Source(options.s3_adapter_roots, options.cache_dir)
+    return found
 
 
 def _load(options: WorkerOptions, device: torch.device) -> Decoder:

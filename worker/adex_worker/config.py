@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adex_proto.errors import ValidationError
+from adex_worker.adapters.core.remote_names import S3Place, s3_root
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SLOTS_MAX = 4096
@@ -37,6 +38,8 @@ class WorkerOptions:
     disk_bytes: int | None
     cache_dir: Path
     local_adapter_roots: tuple[Path, ...]
+    s3_adapter_roots: tuple[S3Place, ...]
+    use_server_hf_token: bool
     step_tokens_max: int | None
     step_sequences_max: int | None
     rank_max: int
@@ -95,6 +98,10 @@ def parse_options(
         disk_bytes=given.disk_memory,
         cache_dir=given.cache_dir.expanduser(),
         local_adapter_roots=_checked_roots(given.local_adapter_root or _roots_of(env)),
+        s3_adapter_roots=tuple(
+            s3_root(root) for root in given.s3_adapter_root or _s3_roots_of(env)
+        ),
+        use_server_hf_token=given.use_server_hf_token,
         step_tokens_max=tokens,
         step_sequences_max=sequences,
         rank_max=given.rank_max,
@@ -132,6 +139,19 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         action="append",
         type=Path,
         help="a folder adapters may be read from (repeatable; in the environment separated by ':')",
+    )
+    parser.add_argument(
+        "--s3-adapter-root",
+        action="append",
+        metavar="S3_URL",
+        help="s3://bucket/prefix adapters may be read from (repeatable; in the environment"
+        " separated by ',')",
+    )
+    parser.add_argument(
+        "--use-server-hf-token",
+        action="store_true",
+        default=_is_on(env.get("ADEX_USE_SERVER_HF_TOKEN", "")),
+        help="let requests without api_token read what this process's own HF_TOKEN may read",
     )
     add("--max-batch-tokens", "auto", "tokens of one step", **count)
     add("--max-sequences", "auto", "sequences of one step", **count)
@@ -173,6 +193,14 @@ def _default_cache_dir(env: Mapping[str, str]) -> str:
 
 def _roots_of(env: Mapping[str, str]) -> list[Path]:
     return [Path(part) for part in env.get("ADEX_LOCAL_ADAPTER_ROOT", "").split(":") if part]
+
+
+def _s3_roots_of(env: Mapping[str, str]) -> list[str]:
+    return [part.strip() for part in env.get("ADEX_S3_ADAPTER_ROOT", "").split(",") if part.strip()]
+
+
+def _is_on(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on")
 
 
 def _checked_roots(roots: Sequence[Path]) -> tuple[Path, ...]:

@@ -12,6 +12,9 @@ from adex.cli.failure import EXIT_USAGE, CommandError
 
 _DEMO_MODEL = Path("demo/model")
 _DEMO_ADAPTERS = Path("demo/adapters")
+# How an adapter's place is told from a folder.
+_S3 = "s3://"
+_HUB = ("hf://", "huggingface://")
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|[kmgt]i?b?)?", re.IGNORECASE)
@@ -32,15 +35,24 @@ class ServeOptions:
     disk_memory: str | None
     cache_dir: Path | None
     local_adapter_roots: tuple[Path, ...]
-    lora_modules: tuple[tuple[str, Path], ...]
+    lora_modules: tuple[tuple[str, Path | str], ...]
     max_batch_tokens: int | None
     max_sequences: int | None
     drain_seconds: float
+    adapter_source: str | None = None
+    s3_adapter_roots: tuple[str, ...] = ()
+    use_server_hf_token: bool = False
 
     def worker_arguments(self, address: str) -> list[str]:
         """The flags of the worker, which listens at `address`."""
         # A module's folder may lie outside the roots: the worker reads nowhere else.
-        roots = dict.fromkeys([*self.local_adapter_roots, *(path for _, path in self.lora_modules)])
+        named = [place for _, place in self.lora_modules]
+        folders = [place for place in named if isinstance(place, Path)]
+        prefixes = [place for place in named if not isinstance(place, Path)]
+        roots = dict.fromkeys([*self.local_adapter_roots, *folders])
+        s3_roots = dict.fromkeys(
+            [*self.s3_adapter_roots, *(place for place in prefixes if place.startswith(_S3))]
+        )
         return _flags(
             ("--listen", address),
             ("--model-id", self.model_id),
@@ -51,9 +63,10 @@ class ServeOptions:
             ("--disk-memory", self.disk_memory),
             ("--cache-dir", self.cache_dir),
             *(("--local-adapter-root", root) for root in roots),
+            *(("--s3-adapter-root", root) for root in s3_roots),
             ("--max-batch-tokens", self.max_batch_tokens),
             ("--max-sequences", self.max_sequences),
-        )
+        ) + (["--use-server-hf-token"] if self.use_server_hf_token else [])
 
     def scheduler_arguments(self, address: str) -> list[str]:
         """The flags of the scheduler, whose worker listens at `address`."""
@@ -68,6 +81,7 @@ class ServeOptions:
             ("--max-batch-tokens", self.max_batch_tokens),
             ("--max-sequences", self.max_sequences),
             ("--drain-seconds", f"{self.drain_seconds:g}"),
+            ("--adapter-source", self.adapter_source),
         )
 
 
@@ -127,11 +141,32 @@ def _place(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _module(text: str) -> tuple[str, Path]:
+def _module(text: str) -> tuple[str, Path | str]:
     name, separator, path = text.partition("=")
     if not (name.strip() and separator and path.strip()):
         raise ValueError(f"{text!r} must be name=path")
+    if path.strip().startswith((_S3, *_HUB)):
+        return name.strip(), path.strip()
     return name.strip(), _folder(path.strip())
+
+
+def _s3_root(text: str) -> str:
+    if not text.strip().startswith(_S3):
+        raise ValueError(f"{text!r} must be s3://bucket or s3://bucket/prefix")
+    return text.strip()
+
+
+def _adapter_source(text: str) -> str:
+    return _one_of(text, "local", "hub", "s3")
+
+
+def _switch(text: str) -> bool:
+    return _one_of(text.strip().lower(), "1", "true", "yes", "on", "0", "false", "no", "off") in (
+        "1",
+        "true",
+        "yes",
+        "on",
+    )
 
 
 def _dtype(text: str) -> str:
@@ -158,6 +193,7 @@ class _Flag:
     help: str
     default: object = None
     separator: str | None = None
+    switch: bool = False
 
     @property
     def variable(self) -> str:
@@ -189,6 +225,27 @@ _FLAGS = (
         "adapter to serve under a name; repeatable, also from LORA_ADAPTERS",
         separator=",",
     ),
+    _Flag(
+        "adapter-source",
+        _adapter_source,
+        "SOURCE",
+        "where adapters named without a source lie: local, hub or s3 (local)",
+    ),
+    _Flag(
+        "s3-adapter-root",
+        _s3_root,
+        "S3_URL",
+        "s3://bucket/prefix whose adapters may be served; repeatable",
+        separator=",",
+    ),
+    _Flag(
+        "use-server-hf-token",
+        _switch,
+        "",
+        "let requests without api_token read what this server's HF_TOKEN may read",
+        default=False,
+        switch=True,
+    ),
     _Flag("max-batch-tokens", _count, "N", "tokens in one step at most"),
     _Flag("max-sequences", _count, "N", "sequences in one step at most"),
     _Flag("drain-seconds", _seconds, "S", "how long running requests may finish at the end", 30.0),
@@ -198,7 +255,15 @@ _FLAGS = (
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `adex serve`; their values stay text until `read_options`."""
     for flag in _FLAGS:
-        shown = "" if flag.default is None else f" [{flag.default}]"
+        shown = "" if flag.default in (None, False) else f" [{flag.default}]"
+        if flag.switch:
+            parser.add_argument(
+                f"--{flag.name}",
+                action="store_const",
+                const="on",
+                help=f"{flag.help} (env {flag.variable})",
+            )
+            continue
         parser.add_argument(
             f"--{flag.name}",
             action="append" if flag.separator else "store",
@@ -234,6 +299,9 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         max_batch_tokens=values["max-batch-tokens"],
         max_sequences=values["max-sequences"],
         drain_seconds=values["drain-seconds"],
+        adapter_source=values["adapter-source"],
+        s3_adapter_roots=tuple(values["s3-adapter-root"]),
+        use_server_hf_token=values["use-server-hf-token"],
     )
 
 
@@ -262,7 +330,9 @@ def _read(read: Callable[[str], object], text: str, said_by: str) -> object:
         ) from error
 
 
-def _modules(given: list[tuple[str, Path]], environ: Mapping[str, str]) -> list[tuple[str, Path]]:
+def _modules(
+    given: list[tuple[str, Path | str]], environ: Mapping[str, str]
+) -> list[tuple[str, Path | str]]:
     """The modules of the flags, then those of TGI's variable that have another name."""
     names = [name for name, _ in given]
     for name in names:
@@ -271,7 +341,9 @@ def _modules(given: list[tuple[str, Path]], environ: Mapping[str, str]) -> list[
                 f"--lora-modules: {name!r} is given twice", "give each name one path", EXIT_USAGE
             )
     parts = [part for part in environ.get("LORA_ADAPTERS", "").split(",") if part.strip()]
-    others = (cast("tuple[str, Path]", _read(_module, part, "LORA_ADAPTERS")) for part in parts)
+    others = (
+        cast("tuple[str, Path | str]", _read(_module, part, "LORA_ADAPTERS")) for part in parts
+    )
     return given + [(name, path) for name, path in others if name not in names]
 
 

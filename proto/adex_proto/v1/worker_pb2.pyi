@@ -200,10 +200,12 @@ class AdapterVersion(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., bundle_bytes: _Optional[int] = ..., rank_max: _Optional[int] = ..., modules: _Optional[int] = ...) -> None: ...
 
 class Fetch(_message.Message):
-    __slots__ = ("key",)
+    __slots__ = ("key", "credential")
     KEY_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
     key: AdapterKey
-    def __init__(self, key: _Optional[_Union[AdapterKey, _Mapping]] = ...) -> None: ...
+    credential: str
+    def __init__(self, key: _Optional[_Union[AdapterKey, _Mapping]] = ..., credential: _Optional[str] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("digest",)

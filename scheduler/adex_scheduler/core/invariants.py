@@ -120,6 +120,7 @@ def _check_ledgers(core: SchedulerCore) -> None:
     on_host = sum(a.version.bundle_bytes for a in everyone if a.host is not HostCopy.NONE)
     leaving = sum(a.version.bundle_bytes for a in everyone if a.host is HostCopy.LEAVING)
     assert tiers.disk_bytes == sum(a.version.bundle_bytes for a in everyone)
+    assert tiers.disk_leaving == count(Residence.LEAVING_DISK)
     assert tiers.disk_leaving_bytes == total(Residence.LEAVING_DISK)
     assert tiers.host_bytes == on_host + total(Residence.STAGING)
     assert tiers.host_leaving_bytes == leaving
@@ -224,7 +225,7 @@ def _expected_line(core: SchedulerCore, sequence: Sequence) -> Line | None:
         alias = core.residency.names.get(sequence.key)
         assert alias is not None
         assert sequence.number in alias.waiting
-        return None if alias.fetching else tiers.to_fetch
+        return None if alias.fetching else tiers.fetch_line(alias.key)
     lines = {
         Residence.DEVICE: tiers.ready,
         Residence.HOST: tiers.to_page_in,

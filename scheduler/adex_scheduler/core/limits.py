@@ -22,6 +22,8 @@ class Limits:
     stages_max: int = 4
     page_ins_max: int = 2
     """Moves in flight towards each tier; more only queue on the same link."""
+    disk_evictions_max: int = 64
+    """Bundles told to leave the disk and not gone yet: a worker may come with far too many."""
     move_retries_max: int = 2
     alias_ttl_s: float = 5.0
     """An adapter name resolved longer ago is resolved again beside the request that uses it."""

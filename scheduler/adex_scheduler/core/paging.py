@@ -69,6 +69,8 @@ class Paging:
         """Bring the disk back into its budget: unused versions leave, tier by tier."""
         tiers = self._tiers
         while tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes:
+            if tiers.disk_leaving >= self._limits.disk_evictions_max:
+                return
             if tiers.disk_idle:
                 self._residency.evict_disk(next(iter(tiers.disk_idle.values())))
                 continue
@@ -87,15 +89,23 @@ class Paging:
         # While the disk is over its budget and nothing can go, nothing more is brought.
         full = tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes
         while not full and residency.fetching < self._limits.fetches_max:
-            sequence = tiers.to_fetch.first()
-            if sequence is None:
+            lines = [line for line in tiers.to_fetch.values() if line and residency.may_fetch(line)]
+            heads = [head for line in lines if (head := line.first()) is not None]
+            if not heads:
                 break
+            # Each source's line is in fair order; between sources, whoever came first.
+            sequence = min(heads, key=lambda head: head.number)
             assert sequence.key is not None
             alias = residency.names.get(sequence.key)
             assert alias is not None
             residency.begin_fetch(alias)
-        while residency.stale and residency.fetching < self._limits.fetches_max:
-            residency.begin_fetch(next(iter(residency.stale.values())))
+        while residency.fetching < self._limits.fetches_max:
+            some = islice(residency.stale.values(), CANDIDATES)
+            may = (alias for alias in some if residency.may_fetch(tiers.fetch_line(alias.key)))
+            old = next(may, None)
+            if old is None:
+                break
+            residency.begin_fetch(old)
 
     def _stage(self) -> None:
         """Bring bundles into host memory, strictly in order: a large one is never overtaken."""

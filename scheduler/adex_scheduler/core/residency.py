@@ -1,17 +1,19 @@
 """What sequences want of adapters: names resolved, versions bound, device copies pinned.
 
 A name is an alias: a request binds to the version it means at that moment and keeps it. A name
-resolved longer ago than `alias_ttl_s` is resolved again beside the request, never before it.
+resolved longer ago than `alias_ttl_s` is resolved again beside the request, not before it, unless
+it is a credentialed one: then only the source can say whether the request may still have it.
 `failed` collects the sequences that an event has doomed; they stand nowhere any more.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdapterTooLarge, AdexError, CallerError, SourceUnavailable
 from adex_proto.outcome import Evicted, Fetched, FetchFailed, Held, MoveFailed
 from adex_proto.plan import Fetch
 from adex_scheduler.core.adapters import Adapter, Alias, Names, Residence
+from adex_scheduler.core.fairness import Line
 from adex_scheduler.core.instructions import Outbox, Send
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.sequence import Sequence
@@ -26,6 +28,7 @@ class Residency:
         self.stale: OrderedDict[AdapterKey, Alias] = OrderedDict()
         self.failed: list[tuple[Sequence, AdexError]] = []
         self.fetching = 0
+        self.fetching_by_line: Counter[Line] = Counter()
         self._limits = limits
         self._tiers = tiers
         self._out = out
@@ -41,8 +44,11 @@ class Residency:
         for other in forgotten:
             self._drop_meaning(other)
             self.stale.pop(other.key, None)
+        old = now - alias.resolved_at >= self._limits.alias_ttl_s
+        if old and alias.key.credentialed:
+            self._drop_meaning(alias)
         if alias.digest is not None:
-            if now - alias.resolved_at >= self._limits.alias_ttl_s and not alias.fetching:
+            if old and not alias.fetching:
                 self.stale[alias.key] = alias
             return self._bind(sequence, self._tiers.adapters[alias.digest], now)
         if alias.error is not None and now < alias.failed_until:
@@ -116,7 +122,7 @@ class Residency:
 
     def _await_meaning(self, sequence: Sequence, alias: Alias) -> None:
         alias.waiting[sequence.number] = sequence
-        self._tiers.stand(sequence, None if alias.fetching else self._tiers.to_fetch)
+        self._tiers.stand(sequence, None if alias.fetching else self._tiers.fetch_line(alias.key))
 
     # Resolving names.
 
@@ -124,10 +130,19 @@ class Residency:
         """Have the name resolved; those who wait for it leave the line."""
         alias.fetching = True
         self.fetching += 1
+        self.fetching_by_line[self._tiers.fetch_line(alias.key)] += 1
         self.stale.pop(alias.key, None)
         for number in sorted(alias.waiting):
             self._tiers.leave(alias.waiting[number])
         self._out.commands.append(Send(Fetch(alias.key)))
+
+    def may_fetch(self, line: Line) -> bool:
+        """Whether one more name of this line's source may be resolved beside those under way.
+
+        No source may take them all: one that hangs would keep the others from being asked.
+        """
+        most = self._limits.fetches_max
+        return self.fetching_by_line[line] < max(1, most - most // 4)
 
     def on_fetched(self, event: Fetched, now: float) -> None:
         """The name has a version now; whoever waited for the name waits for the version."""
@@ -168,6 +183,7 @@ class Residency:
             return None
         alias.fetching = False
         self.fetching -= 1
+        self.fetching_by_line[self._tiers.fetch_line(key)] -= 1
         return alias
 
     def _remember_failure(self, alias: Alias, error: AdexError, now: float) -> None:
@@ -231,6 +247,7 @@ class Residency:
     def take_over(self, held: tuple[Held, ...]) -> None:
         """Know what a worker holds when its stream opens. No sequence stands anywhere yet."""
         self.fetching = 0
+        self.fetching_by_line.clear()
         self.stale.clear()
         for copy in held:
             self._tiers.register(copy.version, on_host=copy.tier is Tier.HOST)

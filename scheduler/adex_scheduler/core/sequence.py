@@ -27,9 +27,7 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.WAITING_ADAPTER: frozenset({Stage.WAITING, Stage.ENDED}),
     Stage.WAITING: frozenset({Stage.RUNNING, Stage.WAITING_ADAPTER, Stage.ENDED}),
     # Only the loss of the worker takes a sequence from RUNNING straight back to waiting, or out.
-    Stage.RUNNING: frozenset(
-        {Stage.PREEMPTED, Stage.ENDING, Stage.WAITING, Stage.WAITING_ADAPTER, Stage.ENDED}
-    ),
+    Stage.RUNNING: frozenset({Stage.PREEMPTED, Stage.ENDING, Stage.WAITING_ADAPTER, Stage.ENDED}),
     Stage.PREEMPTED: frozenset({Stage.WAITING, Stage.WAITING_ADAPTER, Stage.ENDING, Stage.ENDED}),
     Stage.ENDING: frozenset({Stage.ENDED}),
     Stage.ENDED: frozenset(),

@@ -369,6 +369,8 @@ class SchedulerCore:
             if sequence.began:
                 self._deadlines.append((now + self.limits.wait_s_max, number))
             sequence.start_over()
+        self.counters.preemptions += self.batch.preemptions
+        self.counters.prefix_hits += self.blocks.hits
         self._open(self.info, self.batch.next_step)
 
     def _on_worker_ready(self, hello: Hello, now: float) -> None:

@@ -30,6 +30,8 @@ class Counters:
     """Computed after the sequence had ended: the price of planning ahead."""
     steps: int = 0
     preemptions: int = 0
+    prefix_hits: int = 0
+    """These two for the workers that are gone; the present one's are its batch's and blocks'."""
     strays: int = 0
 
 
@@ -124,7 +126,7 @@ def statistics_of(
         device_evictions=moves.device_evictions,
         host_evictions=moves.host_evictions,
         disk_evictions=moves.disk_evictions,
-        prefix_hits=blocks.hits,
+        prefix_hits=counters.prefix_hits + blocks.hits,
         arrived=counters.arrived,
         cancelled=counters.cancelled,
         output_tokens=counters.output_tokens,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from adex_proto.adapter import AdapterVersion, Tier
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.outcome import Evicted, Moved, MoveFailed, WorkerInfo
 from adex_proto.plan import Evict, PageIn
 from adex_proto.plan import Stage as StageCommand
@@ -37,6 +37,11 @@ class AdapterCounters:
     strays: int = 0
 
 
+# Names wait by source, so that one which hangs keeps nobody else waiting.
+OTHER = ""
+SOURCES = ("local", "hub", "s3", OTHER)
+
+
 class Tiers:
     """All versions one worker holds. Bytes count from the command that may make them exist."""
 
@@ -50,10 +55,10 @@ class Tiers:
         self.info, self.pool, self.blocks = info, pool, blocks
         self.adapters: dict[str, Adapter] = {}
         self.ready = Line(self._tenants)
-        self.to_fetch = Line(self._tenants)
+        self.to_fetch = {source: Line(self._tenants) for source in SOURCES}
         self.to_stage = Line(self._tenants)
         self.to_page_in = Line(self._tenants)
-        self.lines = (self.ready, self.to_page_in, self.to_stage, self.to_fetch)
+        self.lines = (self.ready, self.to_page_in, self.to_stage, *self.to_fetch.values())
         # Each group is in the order in which its members fell idle: the first is the victim.
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
@@ -65,7 +70,7 @@ class Tiers:
         heapify(self.slots_free)
         self.slots_leaving = self.pages_leaving = 0
         self.host_bytes = self.host_leaving_bytes = 0
-        self.disk_bytes = self.disk_leaving_bytes = 0
+        self.disk_bytes = self.disk_leaving_bytes = self.disk_leaving = 0
         self.staging = self.paging_in = 0
 
     def register(self, version: AdapterVersion, *, on_host: bool = False) -> Adapter:
@@ -94,6 +99,10 @@ class Tiers:
         adapter.waiting[sequence.number] = sequence
         self.settle(adapter)
         self.stand(sequence, self._line_of(adapter))
+
+    def fetch_line(self, key: AdapterKey) -> Line:
+        """Where sequences wait for a name of this source to be resolved."""
+        return self.to_fetch[key.source if key.source in SOURCES else OTHER]
 
     def stand(self, sequence: Sequence, line: Line | None) -> None:
         """Put a sequence that stands nowhere into a line; None: what it needs is under way."""
@@ -204,6 +213,7 @@ class Tiers:
         """Send the last copy of an unused version away."""
         assert adapter.users == 0, f"{adapter.digest} is used"
         adapter.move(Residence.LEAVING_DISK)
+        self.disk_leaving += 1
         self.disk_leaving_bytes += adapter.version.bundle_bytes
         self.counters.disk_evictions += 1
         self._out.commands.append(Send(Evict(adapter.digest, Tier.DISK)))
@@ -272,6 +282,7 @@ class Tiers:
                     adapter.move(Residence.DISK)
                 self._changed(adapter)
             case _:
+                self.disk_leaving -= 1
                 self.disk_leaving_bytes -= size
                 self.disk_bytes -= size
                 return adapter

@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost, error_of
 from adex_proto.outcome import Heartbeat, Hello, SampledToken, WorkerInfo
-from adex_proto.plan import AdapterCommand, StepPlan
+from adex_proto.plan import AdapterCommand, Fetch, StepPlan
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.events import (
     Arrived,
@@ -31,6 +32,7 @@ from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.core.statistics import CoreStatistics
+from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.engine.streams import (
     AdapterStatus,
     EngineRequest,
@@ -70,6 +72,7 @@ class Engine:
         self._events: deque[Event] = deque()
         self._telling = False
         self._streams: dict[int, Stream] = {}
+        self._credentials = Credentials()
         self._numbers = 0
         self._draining = False
         self._disconnect: str | None = None
@@ -179,6 +182,7 @@ class Engine:
         self._numbers += 1
         stream = Stream(request, self._numbers, self._tokenizer, self._clock())
         self._streams[stream.number] = stream
+        self._credentials.hold(request.key, request.credential)
         self._idle.clear()
         self._tell(
             Arrived(stream.number, request.tenant, request.key, request.token_ids, request.sampling)
@@ -243,7 +247,7 @@ class Engine:
             case SendPlan():
                 self._send(instruction.plan)
             case Send():
-                self._send(instruction.command)
+                self._send(self._credentialed(instruction.command))
             case Emit():
                 self._emit(instruction)
             case Fail():
@@ -252,6 +256,12 @@ class Engine:
                     self._fail(stream, instruction.error)
             case Disconnect():
                 self._close_link(instruction.reason)
+
+    def _credentialed(self, command: AdapterCommand) -> AdapterCommand:
+        """The command with the credential it needs; the core never sees one."""
+        if isinstance(command, Fetch):
+            return replace(command, credential=self._credentials.of(command.key))
+        return command
 
     def _send(self, down: StepPlan | AdapterCommand) -> None:
         try:
@@ -292,7 +302,8 @@ class Engine:
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.number, None)
+        if self._streams.pop(stream.number, None) is not None:
+            self._credentials.release(stream.request.key)
         if not self._streams:
             self._idle.set()
 

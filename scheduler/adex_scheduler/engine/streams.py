@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from adex_proto.adapter import AdapterKey, Tier
@@ -34,6 +34,8 @@ class EngineRequest:
     stops: tuple[str, ...] = ()
     include_stop: bool = True
     skip_special_tokens: bool = True
+    credential: str = field(default="", repr=False)
+    """What a credentialed key is resolved with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ async def ask_of(
 ) -> Ask:
     """The engine's request for `asked`. Raises ValidationError where it does not fit."""
     tenant = tenant_of(credential)
-    key = serving.directory.key_of(asked.wish.adapter, tenant)
+    key = serving.directory.key_of(asked.wish.adapter, tenant, asked.wish.credential)
     request = await prepare(
         serving,
         asked.wish,

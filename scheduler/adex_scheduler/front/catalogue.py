@@ -79,7 +79,11 @@ def known_adapters(
     paths: Sequence[str],
     statuses: Sequence[AdapterStatus],
 ) -> list[AdapterCard]:
-    """Each adapter once, by its alias if it has one: aliases first, then the others by name."""
+    """Each adapter once, by its alias if it has one: aliases first, then the others by name.
+
+    Names that belong to a credential are listed for nobody.
+    """
+    statuses = [status for status in statuses if not status.key.credentialed]
     places = [Path(os.path.realpath(root)) for root in roots]
     met = {_identity(status.key, places): status for status in statuses}
     cards: dict[str, AdapterCard] = {}

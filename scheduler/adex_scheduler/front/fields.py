@@ -49,7 +49,11 @@ def _refuse_constant(name: str) -> object:
 
 def shown(value: object) -> str:
     """A value as errors quote it: short, on one line."""
-    text = json.dumps(value, ensure_ascii=True, default=repr)
+    try:
+        text = json.dumps(value, ensure_ascii=True, default=repr)
+    except RecursionError:
+        # Reading goes deeper than writing, so that some values can come in and not go out.
+        return f"{_kind(value)}, nested too deeply"
     if len(text) > SHOWN_CHARACTERS_MAX:
         return f"{text[:SHOWN_CHARACTERS_MAX]}... ({_kind(value)})"
     return text

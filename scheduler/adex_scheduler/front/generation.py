@@ -12,6 +12,7 @@ from adex_proto.errors import ValidationError, WorkerLost
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import EngineRequest, Piece
+from adex_scheduler.front.fields import shown
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.schema import Prompt, Wish
 
@@ -114,7 +115,7 @@ async def prepare(
         if wish.truncate >= total:
             raise ValidationError(
                 f"`{names.truncate}` must be strictly positive and less than {total}. "
-                f"Given: {wish.truncate}",
+                f"Given: {shown(wish.truncate)}",
                 field=names.truncate,
                 remedy=f"Send a value below {total}",
             )
@@ -131,15 +132,18 @@ async def prepare(
         )
     _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], info.vocabulary)
     _check_ids("stop_token_ids", sampling.stop_token_ids, info.vocabulary)
+    private = key is not None and key.credentialed
     return EngineRequest(
         request_id=request_id,
-        tenant=tenant,
+        # Whose turn it is, and whose prefixes may be shared, goes by the credential too.
+        tenant=key.tenant if key is not None and private else tenant,
         key=key,
         token_ids=tuple(token_ids),
         sampling=replace(sampling, max_new_tokens=max_new_tokens),
         stops=wish.stops,
         include_stop=wish.include_stop,
         skip_special_tokens=wish.skip_special_tokens,
+        credential=wish.credential if private else "",
     )
 
 
@@ -179,7 +183,7 @@ def _check_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> None:
     if lowest < 0 or highest >= vocabulary:
         wrong = lowest if lowest < 0 else highest
         raise ValidationError(
-            f"`{field}` holds token id {wrong}, outside the vocabulary of {vocabulary}",
+            f"`{field}` holds token id {shown(wrong)}, outside the vocabulary of {vocabulary}",
             field=field,
             remedy=f"Send ids from 0 to {vocabulary - 1}",
         )
@@ -224,7 +228,9 @@ async def pieces_of(
                 count += 1
                 yield piece
     finally:
-        serving.meters.tokens(len(request.token_ids), count)
+        # A sequence that was refused, or never came to its first token, has read no prompt.
+        if count:
+            serving.meters.tokens(len(request.token_ids), count)
 
 
 async def gather(

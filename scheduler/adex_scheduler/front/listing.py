@@ -1,5 +1,7 @@
 """The models and adapters of this server as both doors list them."""
 
+import asyncio
+
 from adex_scheduler.front.catalogue import AdapterCard, known_adapters
 from adex_scheduler.front.generation import total_tokens_max
 from adex_scheduler.front.ports import Serving
@@ -8,8 +10,13 @@ from adex_scheduler.front.ports import Serving
 async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
     """Every adapter known, as /v1/models lists it."""
     paths = await serving.local_adapters.paths()
-    cards = known_adapters(
-        serving.directory, serving.options.adapter_roots, paths, serving.engine.adapters()
+    # Each name is looked up on the disk: thousands of them must not hold up the streams.
+    cards = await asyncio.to_thread(
+        known_adapters,
+        serving.directory,
+        serving.options.adapter_roots,
+        paths,
+        serving.engine.adapters(),
     )
     return [adapter_card(serving, card) for card in cards]
 

@@ -65,6 +65,7 @@ class FrontOptions:
 
     `new_tokens_default_max` bounds a generation whose caller named no number of tokens, which
     otherwise fills the context. `total_tokens_max` (0: the model's own) bounds prompt and output.
+    `unread_s_max` is how long a caller may leave a full stream unread before it is cut off.
     """
 
     model_id: str
@@ -75,6 +76,7 @@ class FrontOptions:
     new_tokens_default_max: int = 2048
     total_tokens_max: int = 0
     keep_alive_s: float = 15.0
+    unread_s_max: float = 60.0
     adapter_roots: tuple[str, ...] = ()
     started_at_s: int = 0
 

@@ -116,7 +116,7 @@ async def _begin(request: web.Request, asked: Asked, prefix: str) -> Answering:
     visit.ignored = asked.wish.ignored
     tenant = tenant_of(request.headers.get("authorization"))
     adapter = serving.directory.adapter_of_model(asked.model, asked.source)
-    key = serving.directory.key_of(adapter, tenant)
+    key = serving.directory.key_of(adapter, tenant, asked.wish.credential)
     prompts: Sequence[Prompt]
     if isinstance(asked, ChatRequest):
         # A chat template writes its special tokens itself.

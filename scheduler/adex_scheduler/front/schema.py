@@ -5,7 +5,7 @@ the model; those last checks are made in `front.generation`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adex_proto.errors import ValidationError
 from adex_proto.sampling import SamplingParams
@@ -13,6 +13,9 @@ from adex_scheduler.front.fields import Fields, refusal
 
 ADAPTER_NAME_CHARACTERS_MAX = 512
 SOURCES = ("local", "hub", "s3", "pbase")
+# What others call the same source.
+SOURCE_NAMES = {name: name for name in SOURCES} | {"hf": "hub", "huggingface": "hub"}
+CREDENTIAL_CHARACTERS_MAX = 1024
 # What an unbounded number of new tokens is checked as, before the context's end is known.
 NEW_TOKENS_MAX = 2**31 - 1
 
@@ -42,7 +45,8 @@ class Wish:
     """What is to be generated, before the prompt is known in tokens.
 
     `sampling.max_new_tokens` counts only if `max_new_tokens` is given; `truncate` keeps the last
-    so many prompt tokens; `ignored` names fields that had no effect.
+    so many prompt tokens; `ignored` names fields that had no effect; `credential` is what the
+    adapter's source is asked with, "" for none.
     """
 
     adapter: AdapterName | None
@@ -54,6 +58,7 @@ class Wish:
     truncate: int | None
     stream: bool
     ignored: tuple[str, ...] = ()
+    credential: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +113,33 @@ class TokenizeRequest:
 def read_source(fields: Fields) -> str | None:
     """`adapter_source`, one of the known kinds."""
     source = fields.string("adapter_source")
-    if source is not None and source not in SOURCES:
+    if source is not None and source not in SOURCE_NAMES:
         raise refusal(
             fields.name_of("adapter_source"),
             source,
-            f"must be one of {', '.join(SOURCES)}",
+            f"must be one of {', '.join(SOURCE_NAMES)}",
             "Leave it out for the server's own default",
         )
-    return source
+    return None if source is None else SOURCE_NAMES[source]
 
 
-def read_credential(fields: Fields) -> None:
-    """`api_token` is checked to be text and goes no further: local adapters need none."""
-    fields.string("api_token")
+def read_credential(fields: Fields) -> str:
+    """`api_token`, "" where there is none. Its errors never quote it: it is a secret."""
+    value = fields.value("api_token")
+    if value is None:
+        return ""
+    if (
+        not isinstance(value, str)
+        or len(value) > CREDENTIAL_CHARACTERS_MAX
+        or any(not "!" <= character <= "~" for character in value)
+    ):
+        name = fields.name_of("api_token")
+        raise ValidationError(
+            f"`{name}` must be a token: up to {CREDENTIAL_CHARACTERS_MAX} visible characters",
+            field=name,
+            remedy="Send the token alone, without spaces, or leave it out",
+        )
+    return value
 
 
 def check_name(field: str, name: str) -> str:

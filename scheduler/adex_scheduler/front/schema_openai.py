@@ -8,7 +8,7 @@ from typing import cast
 
 from adex_proto.errors import ValidationError
 from adex_proto.sampling import SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
-from adex_scheduler.front.fields import Fields, refusal, whole_text
+from adex_scheduler.front.fields import Fields, refusal, shown, whole_text
 from adex_scheduler.front.schema import (
     ChatRequest,
     CompletionRequest,
@@ -118,7 +118,7 @@ def _wish(
     logprobs: int | None,
 ) -> Wish:
     """What both routes share; the adapter follows from `model`, which the front resolves."""
-    read_credential(fields)
+    credential = read_credential(fields)
     for name in HARMLESS:
         fields.value(name)
     for name in NOT_SERVED:
@@ -138,6 +138,7 @@ def _wish(
         skip_special_tokens=fields.boolean("skip_special_tokens") is not False,
         truncate=fields.integer("truncate_prompt_tokens", 1),
         stream=fields.boolean("stream") or False,
+        credential=credential,
     )
 
 
@@ -204,7 +205,7 @@ def _choices(fields: Fields, limits: RequestLimits, prompts: int) -> int:
     if choices * prompts > limits.sequences_max:
         raise ValidationError(
             f"`n` times the number of prompts must be <= {limits.sequences_max}, "
-            f"got {choices} times {prompts}",
+            f"got {shown(choices)} times {prompts}",
             field="n",
             remedy="Send several requests",
         )

@@ -55,7 +55,7 @@ def parse_generate(
     if stream is None:
         stream = fields.boolean("stream") or False
     _refuse_unserved(parameters)
-    read_credential(parameters)
+    credential = read_credential(parameters)
     alternatives = max(
         parameters.integer("top_n_tokens", 0, TOP_LOGPROBS_MAX) or 0,
         parameters.integer("return_k_alternatives", 1, TOP_LOGPROBS_MAX) or 0,
@@ -74,6 +74,7 @@ def parse_generate(
         skip_special_tokens=parameters.boolean("skip_special_tokens") is not False,
         truncate=parameters.integer("truncate", 1),
         stream=stream,
+        credential=credential,
     )
     full_text = parameters.boolean("return_full_text") or False
     ignored = (*fields.unasked(), *parameters.unasked())

@@ -1,19 +1,24 @@
 """Credential to tenant, and a caller's name for an adapter to the key it stands for.
 
-Everyone is one tenant here ("" : everyone). All names go through this module, so that private
-adapters need a change in this one place.
+Everyone is one tenant here ("" : everyone), except that a name asked for with a credential of the
+source belongs to the holders of that credential. All names go through this module.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from adex_proto.adapter import AdapterKey
+from adex_proto.adapter import AdapterKey, credential_tenant
 from adex_proto.errors import ValidationError
 from adex_scheduler.front.schema import AdapterName
 
 # What clients send as `model` when they mean whatever is served.
 ANY_MODEL = ("", "tgi", "dummy", "__base_model__")
-REVISION_SOURCES = ("hub", "s3")
+# Schemes by which a name says where it lies; the hub's is no part of the name itself.
+HUB_SCHEMES = ("hf://", "huggingface://")
+S3_SCHEME = "s3://"
+REVISION_SOURCES = ("hub",)
+# Sources that are asked with a credential of the caller's own.
+CREDENTIAL_SOURCES = ("hub",)
 
 
 def tenant_of(credential: str | None) -> str:
@@ -55,17 +60,26 @@ class Directory:
                 return AdapterName(model.removeprefix(f"{base}:"), source)
         return AdapterName(model, source)
 
-    def key_of(self, adapter: AdapterName | None, tenant: str) -> AdapterKey | None:
+    def key_of(
+        self, adapter: AdapterName | None, tenant: str, credential: str = ""
+    ) -> AdapterKey | None:
         """The key an adapter's name stands for; None for the base model.
 
         Raises ValidationError for an empty name or revision.
         """
         if adapter is None:
             return None
-        source = adapter.source or self.default_source
         if adapter.source in (None, "local") and adapter.name in self.aliases:
-            return self.aliases[adapter.name]
-        name, revision = adapter.name, ""
+            key = self.aliases[adapter.name]
+        else:
+            key = self._parsed(adapter, tenant)
+        if credential and key.source in CREDENTIAL_SOURCES:
+            return replace(key, tenant=credential_tenant(tenant, credential))
+        return key
+
+    def _parsed(self, adapter: AdapterName, tenant: str) -> AdapterKey:
+        source, name = placed(adapter, self.default_source)
+        revision = ""
         if source in REVISION_SOURCES and "@" in name:
             name, _, revision = name.rpartition("@")
         if not name or name != name.strip() or (not revision and name.endswith("@")):
@@ -74,4 +88,29 @@ class Directory:
                 field="adapter_id",
                 remedy="Name the adapter by its alias, folder or id",
             )
+        if source == "local":
+            name = _plain_path(name)
         return AdapterKey(tenant, source, name, revision)
+
+
+def placed(adapter: AdapterName, default_source: str) -> tuple[str, str]:
+    """The source a name lies in, and the name without the hub's scheme."""
+    name = adapter.name
+    for scheme in HUB_SCHEMES:
+        if name.startswith(scheme) and adapter.source in (None, "hub"):
+            return "hub", name.removeprefix(scheme)
+    if name.startswith(S3_SCHEME) and adapter.source is None:
+        return "s3", name
+    return adapter.source or default_source, name
+
+
+def _plain_path(name: str) -> str:
+    """A path without the parts that change nothing, so that one folder has one name.
+
+    `..` stays: it may change something, and whether it may be written is the worker's to say.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    plain = "/".join(parts)
+    if not parts:
+        return name
+    return f"/{plain}" if name.startswith("/") else plain

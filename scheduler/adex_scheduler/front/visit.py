@@ -13,7 +13,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
-from adex_scheduler.front.fields import read_object
+from adex_scheduler.front.fields import MalformedBodyError, read_object
 from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.sse import KEEP_ALIVE, frame, json_bytes
@@ -68,11 +68,20 @@ def visit_of(request: web.Request) -> Visit:
 
 async def body_of_request(request: web.Request) -> Mapping[str, object]:
     """The JSON object the caller sent. Raises MalformedBodyError, or aiohttp's 408 and 413."""
+    announced, limit = request.content_length or 0, request.app[SERVING].options.body_bytes_max
+    if announced > limit:
+        # What is announced as too large need not arrive first.
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=announced)
     try:
         async with asyncio.timeout(BODY_SECONDS_MAX):
             body = await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout(text="the body did not arrive in time") from error
+    except web.RequestPayloadError as error:
+        raise MalformedBodyError(
+            "the body is not encoded as its headers say",
+            remedy="Send it as Content-Encoding and Transfer-Encoding name it, or without them",
+        ) from error
     return read_object(body)
 
 
@@ -109,24 +118,40 @@ async def stream_reply(
             _keep_alive(response, written_s, request.app[SERVING].options.keep_alive_s)
         )
         try:
-            await response.write(first)
+            await _send(request, response, first)
             async for each in frames:
-                await response.write(each)
+                await _send(request, response, each)
                 written_s[0] = monotonic()
         except AdexError as error:
             visit.code = error.code
-            await response.write(frame(body_of(error, visit.family)))
+            await _send(request, response, frame(body_of(error, visit.family)))
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
             LOG.exception("request %s failed inside its stream", visit.request_id)
             visit.code = "internal"
             failure = ServerError("something went wrong in the server")
-            await response.write(frame(body_of(failure, visit.family)))
+            await _send(request, response, frame(body_of(failure, visit.family)))
         finally:
             ticker.cancel()
-        await response.write_eof()
+        await _send(request, response, None)
         return response
+
+
+async def _send(request: web.Request, response: web.StreamResponse, data: bytes | None) -> None:
+    """Write `data`, or the end for None. Who reads nothing for too long is cut off.
+
+    Such a caller would otherwise keep its place at the gate for as long as it likes.
+    Raises ConnectionResetError.
+    """
+    try:
+        async with asyncio.timeout(request.app[SERVING].options.unread_s_max):
+            await (response.write_eof() if data is None else response.write(data))
+    except TimeoutError as error:
+        if request.transport is not None:
+            # Closing would wait until what is written has been read.
+            request.transport.abort()
+        raise ConnectionResetError("the caller reads nothing") from error
 
 
 async def _keep_alive(

@@ -17,8 +17,8 @@ from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLos
 from adex_proto.outcome import SampledToken, WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import AdapterStatus, EngineRequest, Piece
+from adex_scheduler.front.listener import runner_of
 from adex_scheduler.front.ports import FrontOptions, Serving
-from adex_scheduler.front.rest import create_app
 from adex_scheduler.front.tenants import Directory
 from adex_scheduler.text.detokenize import Detokenizer
 from adex_scheduler.text.stops import StopMatcher
@@ -196,7 +196,7 @@ def serving_of() -> Callable[..., Serving]:
 
 @asynccontextmanager
 async def _opened(serving: Serving) -> AsyncIterator[Door]:
-    runner = web.AppRunner(create_app(serving), handler_cancellation=True)
+    runner = runner_of(serving, close_s_max=5.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

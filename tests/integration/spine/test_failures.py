@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from adex import AsyncClient
 from adex.errors import AdexError
-from safetensors.torch import load_file, save_file
 
 ADAPTERS = ("reverse-words", "upper-case", "sql", "sort-words")
 STREAMS = 32
@@ -25,7 +26,7 @@ def _break_some(root: Path) -> dict[str, tuple[int, str]]:
     good = root / "upper-case"
     config = json.loads((good / "adapter_config.json").read_text())
     tensors = load_file(good / "adapter_model.safetensors")
-    first = sorted(tensors)[0]
+    first = min(tensors)
 
     def write(name: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         (root / name).mkdir(exist_ok=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from adex import AsyncClient
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adex import AsyncClient
 
 ROOT = Path(__file__).resolve().parents[3]
 STREAMS = 64

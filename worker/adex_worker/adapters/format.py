@@ -13,8 +13,10 @@ from adex_kernels.layout import BundleLayout, ModelShape, Module, bundle_layout
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
 from adex_worker.adapters.byte_views import Digest, byte_view, read_into
-from adex_worker.adapters.core.config import CONFIG_BYTES_MAX, CONFIG_FILE, parse_config
+from adex_worker.adapters.core.config import CONFIG_FILE, check_config_bytes, parse_config
 from adex_worker.adapters.core.header import (
+    ELEMENT_BYTES,
+    HEADER_BYTES_MAX,
     LENGTH_BYTES,
     WEIGHTS_FILE,
     header_length,
@@ -32,6 +34,12 @@ class Limits:
     element_bytes: int
     rank_max: int
     bundle_bytes_max: int
+
+    @property
+    def weights_bytes_max(self) -> int:
+        """The largest file whose bundle could fit: all float32, with the longest header."""
+        factor = -(-max(ELEMENT_BYTES.values()) // self.element_bytes)
+        return self.bundle_bytes_max * factor + HEADER_BYTES_MAX + LENGTH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
     config = parse_config(config_text)
     digest = hashlib.sha256(len(config_text).to_bytes(8, "little") + config_text)
     size = _file_bytes(resolved, WEIGHTS_FILE)
+    _check_weights(size, limits)
     with source.open(resolved, WEIGHTS_FILE) as stream:
         first = _read(stream, min(size, LENGTH_BYTES), WEIGHTS_FILE)
         header = _read(stream, header_length(first, size), WEIGHTS_FILE)
@@ -76,7 +85,7 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
         _fill(stream, room[start:], WEIGHTS_FILE, digest)
         if stream.read(1):
             raise _changed(WEIGHTS_FILE)
-    if source.resolve(resolved.key).stamp != resolved.stamp:
+    if not source.unchanged(resolved):
         raise _changed(resolved.key.name)
     version = AdapterVersion(digest.hexdigest(), bundle_bytes, layout.rank_max, len(terms))
     return CheckedAdapter(version, terms, layout, weights)
@@ -84,10 +93,10 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
 
 def _read_config(source: Source, resolved: Resolved) -> bytes:
     size = _file_bytes(resolved, CONFIG_FILE)
+    check_config_bytes(size)
     with source.open(resolved, CONFIG_FILE) as stream:
-        # One byte more than allowed is enough for the parser to refuse it.
-        text = _read(stream, min(size, CONFIG_BYTES_MAX + 1), CONFIG_FILE)
-        if size <= CONFIG_BYTES_MAX and stream.read(1):
+        text = _read(stream, size, CONFIG_FILE)
+        if stream.read(1):
             raise _changed(CONFIG_FILE)
     return text
 
@@ -101,6 +110,18 @@ def _file_bytes(resolved: Resolved, name: str) -> int:
             remedy=f"Put {CONFIG_FILE} and {WEIGHTS_FILE} in its folder",
         )
     return file.bytes
+
+
+def _check_weights(size: int, limits: Limits) -> None:
+    """Refuse a file that no bundle could come of, before a byte of it is fetched."""
+    if size > limits.weights_bytes_max:
+        raise AdapterTooLarge(
+            f"`{WEIGHTS_FILE}` has {size} bytes, the smallest budget its bundle must fit has"
+            f" {limits.bundle_bytes_max}",
+            field=WEIGHTS_FILE,
+            remedy="Train a smaller rank or fewer modules, or raise --device-memory,"
+            " --host-memory or --disk-memory",
+        )
 
 
 def _check_size(bundle_bytes: int, limits: Limits) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import replace
 
 from adex_proto.adapter import AdapterKey, AdapterVersion
 from adex_proto.errors import CallerError, error_of
@@ -12,6 +13,7 @@ from adex_worker.adapters.sources.source import Resolved
 class KeyMemory:
     """At most `keys_max` keys, each with its stamp and version; the least recently used leaves.
 
+    Tenants share what is remembered: a stamp tells the same of the files whoever was shown them.
     A refusal is remembered like a version: files that have not changed are refused again unread.
     """
 
@@ -28,10 +30,10 @@ class KeyMemory:
         Raises the refusal that the same files met before.
         """
         with self._lock:
-            known = self._known.get(key)
+            known = self._known.get(_shared(key))
             if known is None or known[0] != stamp:
                 return None
-            self._known.move_to_end(key)
+            self._known.move_to_end(_shared(key))
         if isinstance(known[1], CallerError):
             raise _again(known[1])
         return known[1]
@@ -44,10 +46,11 @@ class KeyMemory:
     def remember(self, resolved: Resolved, found: AdapterVersion | CallerError) -> None:
         """`resolved` is this version, or was refused with this error."""
         with self._lock:
-            self._forget(resolved.key)
+            key = _shared(resolved.key)
+            self._forget(key)
             # A copy, because a raised error holds on to all that was read.
             found = _again(found) if isinstance(found, CallerError) else found
-            self._known[resolved.key] = resolved.stamp, found
+            self._known[key] = resolved.stamp, found
             if isinstance(found, AdapterVersion):
                 self._keys[found.digest] = resolved.key
             if len(self._known) > self._keys_max:
@@ -57,8 +60,13 @@ class KeyMemory:
         known = self._known.pop(key, None)
         if known is None or isinstance(known[1], CallerError):
             return
-        if self._keys.get(known[1].digest) == key:
+        named = self._keys.get(known[1].digest)
+        if named is not None and _shared(named) == key:
             del self._keys[known[1].digest]
+
+
+def _shared(key: AdapterKey) -> AdapterKey:
+    return replace(key, tenant="")
 
 
 def _again(error: CallerError) -> CallerError:

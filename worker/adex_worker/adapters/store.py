@@ -8,7 +8,14 @@ import torch
 
 from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import CallerError, ProtocolViolation, SourceUnavailable, ValidationError
+from adex_proto.errors import (
+    AdapterForbidden,
+    AdapterNotFound,
+    CallerError,
+    ProtocolViolation,
+    SourceUnavailable,
+    ValidationError,
+)
 from adex_proto.outcome import Held
 from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.bundle import checksum_of, pack
@@ -45,6 +52,7 @@ class AdapterStore:
         *,
         cache_dir: Path,
         roots: Sequence[Path],
+        remote: Mapping[str, Source] | None = None,
         shape: ModelShape,
         dtype: torch.dtype,
         arena: Arena,
@@ -58,7 +66,7 @@ class AdapterStore:
         self._fingerprint = fingerprint_of(shape, self._dtype_name)
         budget = min(host_bytes, disk_bytes, arena.pages * arena.page_bytes)
         self._limits = Limits(shape, dtype.itemsize, rank_max, budget)
-        self._sources: Mapping[str, Source] = {"local": LocalSource(roots)}
+        self._sources: Mapping[str, Source] = {"local": LocalSource(roots), **(remote or {})}
         self._disk = DiskTier(cache_dir, self._fingerprint)
         self._host = HostTier(host_bytes, pinned=arena.device.type == "cuda")
         self._device = DeviceTier(arena)
@@ -67,19 +75,25 @@ class AdapterStore:
         self._packing = threading.BoundedSemaphore(PACKING_MAX)
         self._memory = KeyMemory(KEYS_REMEMBERED_MAX)
 
-    def fetch(self, key: AdapterKey) -> AdapterVersion:
-        """What `key` means now, with its bundle on disk.
+    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
+        """What `key` means now to the holder of `credential`, with its bundle on disk.
+
+        The source is asked first, every time: what is known or kept here answers nobody whom the
+        source would refuse. Callers with different credentials then share one download.
 
         Raises any adapter error of adex_proto.errors, each naming what to change.
         """
         source = self._source(key)
-        with self._locks.hold(key):
-            resolved = source.resolve(key)
+        resolved = source.resolve(key, credential)
+        with self._locks.hold((key.source, key.name, key.revision)):
             known = self._memory.version(key, resolved.stamp)
             if known is not None and self._disk.has(known.digest):
                 return known
             try:
                 version = self._convert(read_adapter(source, resolved, self._limits))
+            except (AdapterForbidden, AdapterNotFound):
+                # What was refused is this caller, not these files.
+                raise
             except CallerError as refusal:
                 self._memory.remember(resolved, refusal)
                 raise
@@ -96,6 +110,9 @@ class AdapterStore:
         if self._stage_from_disk(digest):
             return
         key = self._memory.key_of(digest)
+        if key is not None and key.credentialed:
+            # The credential it was resolved with is not kept: its holder must ask again.
+            key = None
         if key is None or self.fetch(key).digest != digest or not self._stage_from_disk(digest):
             raise SourceUnavailable(
                 f"the bundle of adapter {digest} is missing or was damaged, and is removed",

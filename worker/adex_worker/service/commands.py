@@ -39,7 +39,7 @@ _NICE = 10
 class Store(Protocol):
     """The adapters' bytes. Every method blocks, and may be called on any thread."""
 
-    def fetch(self, key: AdapterKey) -> AdapterVersion: ...
+    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion: ...
     def stage(self, digest: str) -> object: ...
     def page_in(self, digest: str, slot: int, first_page: int, pages: int) -> object: ...
     def evict(self, digest: str, tier: Tier) -> object: ...
@@ -90,8 +90,8 @@ class CommandPools:
         if dropped.is_set():
             raise ServerError("the stream that asked for this has ended")
         match command:
-            case Fetch(key):
-                return Fetched(key, self.store.fetch(key))
+            case Fetch(key, credential):
+                return Fetched(key, self.store.fetch(key, credential))
             case Stage(digest):
                 self.store.stage(digest)
                 return Moved(digest, Tier.HOST)

@@ -7,6 +7,7 @@ so that whoever waits sees a worker that loads rather than one that is not there
 import asyncio
 import logging
 import os
+import socket as sockets
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ _LOG = logging.getLogger(__name__)
 
 # A stream that opens while its predecessor is being cleaned up waits this long for it.
 _CLEAN_UP_S_MAX = 60.0
+# A stream's status waits this long for the message before it.
+_LAST_WRITE_S_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +104,19 @@ class WorkerService(WorkerServicer):
         session = Session(parts.info, parts.steps, parts.pools)
         _LOG.info("a scheduler has connected")
 
-        async def write(message: FromWorkerMessage) -> None:
-            await context.write(message)
-
-        serving = asyncio.create_task(session.run(requests, write))
+        writer = _Writer(context)
+        serving = asyncio.create_task(session.run(requests, writer.write))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the worker is stopping")
+                serving.cancel()
+                await asyncio.wait([serving])
+                await writer.abort(grpc.StatusCode.UNAVAILABLE, "the worker is stopping")
             serving.result()
         except ProtocolViolation as violation:
             _LOG.error("the scheduler broke the protocol: %s", violation)
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(violation))
+            await writer.abort(grpc.StatusCode.INVALID_ARGUMENT, str(violation))
         finally:
             # The clean-up is a task of its own: gRPC cancels this one when the peer is gone.
             self._clean_up = asyncio.create_task(_clean_up_after(session, serving, stopping))
@@ -144,6 +147,31 @@ async def _clean_up_after(
         _LOG.exception("cleaning up after a stream failed")
         raise
     _LOG.info("the scheduler has gone; its sequences and device copies are forgotten")
+
+
+class _Writer:
+    """Writes a stream's messages, one at a time, and its status after them.
+
+    gRPC sends no status while a message is under way, and a message whose writer was cancelled
+    still is.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._under_way: asyncio.Task[None] | None = None
+
+    async def write(self, message: FromWorkerMessage) -> None:
+        self._under_way = asyncio.create_task(self._context.write(message))
+        # Whoever is cancelled no longer asks how it ended.
+        self._under_way.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._under_way)
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> Never:
+        """End the stream with a status. A peer that reads nothing will not read that either."""
+        if self._under_way is not None:
+            await asyncio.wait([self._under_way], timeout=_LAST_WRITE_S_MAX)
+        await self._context.abort(code, details)
+        raise AssertionError("abort raises")
 
 
 class WorkerServer:
@@ -213,14 +241,23 @@ def _socket_path(listen: str) -> Path | None:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Remove what a killed worker left. Raises ValidationError for anything but a socket."""
+    """Remove what a killed worker left. Raises ValidationError for anything else that is there."""
     if not path.parent.is_dir():
         raise _cannot_listen(f"unix://{path}", f"the folder {path.parent} does not exist")
     if not path.exists():
         return
     if not path.is_socket():
         raise _cannot_listen(f"unix://{path}", "something that is no socket is there already")
-    path.unlink()
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise _cannot_listen(f"unix://{path}", f"{error.strerror or error}") from error
+        else:
+            raise _cannot_listen(f"unix://{path}", "another process listens there")
 
 
 def _cannot_listen(address: str, reason: str) -> AdexError:

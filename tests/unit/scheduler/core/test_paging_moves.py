@@ -2,10 +2,11 @@
 
 import pytest
 
-from adex_proto.adapter import Tier
+from adex_proto.adapter import AdapterVersion, Tier
 from adex_proto.errors import AdapterNotFound, AdapterTooLarge, SourceUnavailable
+from adex_proto.outcome import Held
 from adex_proto.plan import Evict, Fetch, PageIn, Stage
-from adex_scheduler.core.events import Cancelled
+from adex_scheduler.core.events import Cancelled, WorkerReady
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.testing.desk import Desk, key
 
@@ -283,6 +284,17 @@ def test_the_disk_tier_drops_what_nobody_uses_and_forgets_its_names() -> None:
     desk.settle()
     assert again in desk.finish
     assert desk.sent(Fetch).count(Fetch(key("a0"))) == 2
+
+
+def test_a_worker_that_comes_with_far_too_much_on_disk_is_not_flooded() -> None:
+    desk = Desk(Limits(disk_evictions_max=5), disk_bytes=1000)
+    held = tuple(Held(AdapterVersion(f"held-{n}", 100, 8, 4), Tier.DISK) for n in range(200))
+    desk.worker.disk = {copy.version.digest: copy.version for copy in held}
+    desk.tell(WorkerReady(desk.worker.hello()))
+    assert len(desk.sent(Evict)) == 5
+    desk.settle()
+    assert desk.core.statistics().disk_bytes <= 1000
+    assert len(desk.sent(Evict)) == 190
 
 
 def test_names_are_forgotten_beyond_their_bound_and_learnt_again() -> None:

@@ -126,3 +126,21 @@ def test_step_numbers_go_on_after_a_loss() -> None:
     desk.reconnect()
     desk.arrive()
     assert desk.plans[-1].step > last
+
+
+def test_counters_never_go_back_when_the_worker_is_lost() -> None:
+    desk = Desk(pages=12, step_sequences_max=8)
+    for _ in range(2):
+        desk.arrive(prompt=range(10))
+        desk.settle()
+    for _ in range(6):
+        desk.arrive(prompt=3, new=30)
+    desk.settle()
+    before = desk.core.statistics()
+    assert before.preemptions > 0
+    assert before.prefix_hits > 0
+    lose(desk)
+    desk.reconnect()
+    after = desk.core.statistics()
+    assert after.preemptions == before.preemptions
+    assert after.prefix_hits == before.prefix_hits

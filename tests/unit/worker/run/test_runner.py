@@ -95,6 +95,7 @@ def test_a_span_beyond_all_positions_fails_its_own_sequence_alone(start: int) ->
     assert isinstance(outcome.failures[0].error, ProtocolViolation)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("samples", [True, False])
 def test_an_outcome_says_that_the_device_has_finished_the_step(samples: bool) -> None:

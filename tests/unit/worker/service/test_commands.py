@@ -40,7 +40,7 @@ class FakeStore:
         if name in self.failures:
             raise self.failures[name]
 
-    def fetch(self, key: AdapterKey) -> AdapterVersion:
+    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
         self._do("fetch", key.name)
         return VERSION
 

@@ -18,6 +18,7 @@ from adex_proto.codec import (
     Down,
     FromWorkerMessage,
     GetInfoRequestMessage,
+    ToWorkerMessage,
     Up,
     decode_from_worker,
     decode_info,
@@ -54,7 +55,7 @@ class Backstage:
     def forget_all(self) -> None:
         self.log.append("forget")
 
-    def fetch(self, key: AdapterKey) -> AdapterVersion:
+    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
         raise NotImplementedError
 
     def stage(self, digest: str) -> None:
@@ -231,3 +232,39 @@ async def test_what_is_there_already_is_not_overwritten_unless_it_is_a_socket(
     with pytest.raises(ValidationError, match="no socket"):
         await WorkerServer(f"unix://{precious}", WorkerService()).start()
     assert precious.read_text() == "mine"
+
+
+async def test_a_socket_that_somebody_listens_on_is_not_taken_from_them(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/worker.sock"
+    first = WorkerServer(address, WorkerService())
+    await first.start()
+    try:
+        with pytest.raises(ValidationError, match="another process listens there"):
+            await WorkerServer(address, WorkerService()).start()
+        assert await asyncio.to_thread((tmp_path / "worker.sock").is_socket)
+    finally:
+        await first.stop(grace_s=1)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_the_reason_for_an_end_comes_after_a_message_that_is_still_being_written(
+    leaves: bool,
+) -> None:
+    """More bundles than fit the window, so that Hello waits for a scheduler that begins to read."""
+    held = HELD * 100_000
+    async with stage() as each:
+        each.backstage.held = lambda: held  # type: ignore[method-assign]
+        stream = each.stream()
+        if leaves:
+            await stream.call.wait_for_connection()
+            await asyncio.sleep(0.2)
+            stopping = asyncio.create_task(each.server.service.stop())
+        else:
+            await stream.call.write(ToWorkerMessage())
+        await asyncio.sleep(0.2)
+        assert await stream.next() == Hello(INFO, held)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await stream.end()
+        if leaves:
+            await stopping
+        assert ("is stopping" if leaves else "carries no kind") in str(ended.value.details())

@@ -67,18 +67,23 @@ def parse_config(text: bytes) -> LoraConfig:
     Raises AdapterMalformed (not JSON, wrong types, too large) or AdapterUnsupported (another type
     of adapter, an option that is not served, an unknown option that is on).
     """
-    if len(text) > CONFIG_BYTES_MAX:
-        raise AdapterMalformed(
-            f"`{CONFIG_FILE}` has {len(text)} bytes, the limit is {CONFIG_BYTES_MAX}",
-            field=CONFIG_FILE,
-            remedy=_SAVE_AGAIN,
-        )
+    check_config_bytes(len(text))
     members = parse_object(text, CONFIG_FILE, _SAVE_AGAIN)
     _check_kind(members.get("peft_type"))
     _check_options(members)
     _check_bias(members.get("bias"))
     _check_initialisation(members.get("init_lora_weights"))
     return LoraConfig(members)
+
+
+def check_config_bytes(size: int) -> None:
+    """Raise AdapterMalformed for a config too large to be one, before it is read."""
+    if size > CONFIG_BYTES_MAX:
+        raise AdapterMalformed(
+            f"`{CONFIG_FILE}` has {size} bytes, the limit is {CONFIG_BYTES_MAX}",
+            field=CONFIG_FILE,
+            remedy=_SAVE_AGAIN,
+        )
 
 
 def _check_kind(kind: object) -> None:

@@ -44,7 +44,9 @@ class LocalSource:
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = tuple(os.path.realpath(root) for root in roots)
 
-    def resolve(self, key: AdapterKey) -> Resolved:
+    def resolve(self, key: AdapterKey, credential: str = "") -> Resolved:
+        """Local adapters need no credential: a root is open to every caller."""
+        del credential
         if key.revision:
             raise ValidationError(
                 f"`revision` {key.revision[:100]!r} cannot be chosen for a local adapter",
@@ -70,6 +72,9 @@ class LocalSource:
             return os.fdopen(_open_without_links(root, path), "rb", buffering=0)
         except OSError as error:
             raise _unreadable(resolved.key.name, name, error) from error
+
+    def unchanged(self, resolved: Resolved) -> bool:
+        return self.resolve(resolved.key).stamp == resolved.stamp
 
     def _candidates(self, name: str) -> Iterator[tuple[str, str]]:
         """(root, real folder) for every root in which `name` could lie."""

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from adex_proto.adapter import AdapterKey
@@ -21,13 +21,15 @@ class Resolved:
     """What a key means at this moment.
 
     `location` is the source's own way back to it. `stamp` differs whenever the files may hold other
-    bytes: as long as it stays, what was read before still counts.
+    bytes: as long as it stays, what was read before still counts. `pinned` is what else the source
+    needs to open exactly these bytes; it may hold a credential, so it is shown nowhere.
     """
 
     key: AdapterKey
     location: str
     files: tuple[SourceFile, ...]
     stamp: Hashable
+    pinned: object = field(default=None, repr=False, compare=False)
 
     def file(self, name: str) -> SourceFile | None:
         return next((file for file in self.files if file.name == name), None)
@@ -36,10 +38,18 @@ class Resolved:
 class Source(Protocol):
     """A place adapters come from. Calls may block; they run beside the steps."""
 
-    def resolve(self, key: AdapterKey) -> Resolved:
-        """What `key` means now. Raises AdapterNotFound, AdapterForbidden, SourceUnavailable..."""
+    def resolve(self, key: AdapterKey, credential: str = "") -> Resolved:
+        """What `key` means now to the holder of `credential` ("" is anyone).
+
+        Raises AdapterNotFound, AdapterForbidden, SourceUnavailable... It is the one place where
+        access is decided, so it asks the source itself every time.
+        """
         ...
 
     def open(self, resolved: Resolved, name: str) -> io.RawIOBase:
-        """The bytes of one of the files that `resolve` listed."""
+        """The bytes of one of the files that `resolve` listed, all of them and no others."""
+        ...
+
+    def unchanged(self, resolved: Resolved) -> bool:
+        """Whether the files that were opened one after the other belong together."""
         ...

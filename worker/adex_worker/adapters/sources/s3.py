@@ -1,0 +1,335 @@
+"""Adapters below allowed prefixes of S3 buckets, read with the server's own credentials.
+
+Endpoint, region and credentials are whatever boto3 finds around it. Both files are described
+before either is read; every range is asked for by the ETag (and version) that was seen then, and
+both are described again afterwards, so that a new upload never mixes with an old one.
+"""
+
+import hashlib
+import io
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
+
+from adex_proto.adapter import AdapterKey
+from adex_proto.errors import (
+    AdapterMalformed,
+    AdapterNotFound,
+    AdapterUnsupported,
+    AdexError,
+    ValidationError,
+)
+from adex_worker.adapters.core.config import CONFIG_FILE
+from adex_worker.adapters.core.header import WEIGHTS_FILE
+from adex_worker.adapters.core.remote_names import S3_REMEDY, S3Place, s3_candidates
+from adex_worker.adapters.sources.local import PICKLE_REMEDY, PICKLES
+from adex_worker.adapters.sources.s3_answers import (
+    CHECKSUMS,
+    S3,
+    S3Object,
+    changed,
+    object_of,
+    translated,
+)
+from adex_worker.adapters.sources.source import Resolved, SourceFile
+from adex_worker.adapters.sources.transfer import (
+    PassingFailureError,
+    Patience,
+    checksum_of,
+    patiently,
+    scratch_file,
+    unavailable,
+    write_whole,
+)
+
+_PART_BYTES = 8 << 20
+_PARTS_AT_ONCE = 8
+_ALTERED = "the bytes that came are not those in the bucket"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    place: S3Place
+    objects: Mapping[str, S3Object]
+
+
+class S3Source:
+    """Prefixes below `roots`; a relative name is looked for below each, in their order.
+
+    `scratch` is where downloads lie until they are verified. `client` replaces boto3's own.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[S3Place],
+        scratch: Path,
+        *,
+        patience: Patience | None = None,
+        client: Any = None,
+    ) -> None:
+        self._roots = tuple(roots)
+        self._scratch = scratch
+        self._patience = patience or Patience()
+        self._client = client or _client(self._patience)
+        self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, "adex-s3-part")
+
+    def resolve(self, key: AdapterKey, credential: str = "") -> Resolved:
+        """The server's own credentials read every root, so the caller's are not looked at."""
+        del credential
+        if key.revision:
+            raise ValidationError(
+                f"`revision` {key.revision[:100]!r} cannot be chosen for an adapter in S3",
+                field="revision",
+                remedy="Leave the revision out, or give each version a prefix of its own",
+            )
+        for place in s3_candidates(key.name, self._roots):
+            objects = self._describe_both(place)
+            if objects is not None:
+                files = tuple(SourceFile(name, each.bytes) for name, each in objects.items())
+                location = f"s3://{place.bucket}/{place.prefix}"
+                return Resolved(
+                    key, location, files, _stamp(place, objects), _Pinned(place, objects)
+                )
+        raise AdapterNotFound(
+            f"no adapter in S3 at {key.name[:200]!r}",
+            field="adapter_id",
+            remedy=f"{S3_REMEDY}, that holds {CONFIG_FILE}",
+        )
+
+    def open(self, resolved: Resolved, name: str) -> io.RawIOBase:
+        pinned = resolved.pinned
+        assert isinstance(pinned, _Pinned), "resolved by another source"
+        wanted = pinned.objects[name]
+        room = scratch_file(self._scratch)
+        try:
+            patiently(lambda: self._download(pinned.place, wanted, room), self._patience, S3)
+        except BaseException:
+            room.close()
+            raise
+        return room
+
+    def unchanged(self, resolved: Resolved) -> bool:
+        pinned = resolved.pinned
+        assert isinstance(pinned, _Pinned), "resolved by another source"
+        objects = self._describe_both(pinned.place)
+        return objects is not None and _stamp(pinned.place, objects) == resolved.stamp
+
+    # What is there.
+
+    def _describe_both(self, place: S3Place) -> Mapping[str, S3Object] | None:
+        """Both objects below the place, None where there is no config."""
+        config = self._describe(place, CONFIG_FILE)
+        if config is None:
+            return None
+        weights = self._describe(place, WEIGHTS_FILE)
+        if weights is None:
+            self._refuse_without_weights(place)
+        return {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+
+    def _describe(self, place: S3Place, name: str) -> S3Object | None:
+        key = place.key(name)
+
+        def ask() -> S3Object | None:
+            try:
+                told = self._client.head_object(
+                    Bucket=place.bucket, Key=key, ChecksumMode="ENABLED"
+                )
+            except ClientError as error:
+                failure = translated(self._explained(error, place, key), place)
+            except (BotoCoreError, OSError) as error:
+                failure = translated(error, place)
+            else:
+                return object_of(key, told)
+            if failure is None:
+                return None
+            raise failure
+
+        return patiently(ask, self._patience, S3)
+
+    def _explained(self, error: ClientError, place: S3Place, key: str) -> ClientError:
+        """The error with S3's own code: a refused HEAD has no body that could name it."""
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 403:
+            return error
+        try:
+            self._client.get_object(Bucket=place.bucket, Key=key, Range="bytes=0-0")
+        except ClientError as explained:
+            return explained
+        except (BotoCoreError, OSError):
+            return error
+        return error
+
+    def _refuse_without_weights(self, place: S3Place) -> NoReturn:
+        shown = repr(f"s3://{place.bucket}/{place.prefix}")
+        for pickle in PICKLES:
+            if self._describe(place, pickle) is not None:
+                raise AdapterUnsupported(
+                    f"adapter {shown} has `{pickle}` but no `{WEIGHTS_FILE}`;"
+                    " pickled weights can run code when read and are not served",
+                    field=pickle,
+                    remedy=PICKLE_REMEDY,
+                )
+        raise AdapterMalformed(
+            f"adapter {shown} has no `{WEIGHTS_FILE}`",
+            field=WEIGHTS_FILE,
+            remedy=f"Upload {CONFIG_FILE} and {WEIGHTS_FILE}, as save_pretrained writes them",
+        )
+
+    # Its bytes.
+
+    def _download(self, place: S3Place, wanted: S3Object, room: io.FileIO) -> None:
+        """All parts beside each other, then the whole verified."""
+        deadline_s = self._patience.deadline_s(wanted.bytes)
+        starts = range(0, wanted.bytes, _PART_BYTES)
+        fetch = partial(self._fetch_part, place, wanted, room, deadline_s)
+        if len(starts) == 1:
+            fetch(0)
+        else:
+            parts = [self._parts.submit(fetch, start) for start in starts]
+            try:
+                for part in parts:
+                    part.result()
+            finally:
+                for part in parts:
+                    part.cancel()
+                for part in parts:
+                    if not part.cancelled():
+                        part.exception()
+        self._verify(place, wanted, room)
+
+    def _fetch_part(
+        self, place: S3Place, wanted: S3Object, room: io.FileIO, deadline_s: float, start: int
+    ) -> None:
+        stop = min(start + _PART_BYTES, wanted.bytes)
+        reached = start
+
+        def go_on() -> None:
+            nonlocal reached
+            try:
+                reached = self._fetch_range(place, wanted, room, deadline_s, reached, stop)
+            except _CutShortError as cut:
+                reached = cut.reached
+                raise PassingFailureError("the download was cut short") from None
+
+        patiently(go_on, self._patience, S3)
+
+    def _fetch_range(
+        self,
+        place: S3Place,
+        wanted: S3Object,
+        room: io.FileIO,
+        deadline_s: float,
+        start: int,
+        stop: int,
+    ) -> int:
+        """Bytes [start, stop) of the object into the file. Returns: `stop`."""
+        asked = {"VersionId": wanted.version} if wanted.version else {}
+        at = start
+        try:
+            told = self._client.get_object(
+                Bucket=place.bucket,
+                Key=wanted.key,
+                IfMatch=f'"{wanted.etag}"',
+                Range=f"bytes={start}-{stop - 1}",
+                **asked,
+            )
+            if told.get("ETag", "").strip('"') != wanted.etag:
+                raise changed(wanted)
+            for chunk in told["Body"].iter_chunks(_CHUNK_BYTES):
+                if at + len(chunk) > stop:
+                    raise PassingFailureError("more bytes came than were asked for")
+                write_whole(room, chunk, at)
+                at += len(chunk)
+                if time.monotonic() > deadline_s:
+                    raise unavailable(S3, "the download was too slow")
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
+                failure: AdexError | PassingFailureError | None = changed(wanted)
+            else:
+                failure = translated(error, place)
+            raise failure or changed(wanted) from None
+        except FlexibleChecksumError:
+            raise PassingFailureError(_ALTERED) from None
+        except (BotoCoreError, OSError):
+            raise _CutShortError(at) from None
+        if at < stop:
+            raise _CutShortError(at)
+        return at
+
+    def _verify(self, place: S3Place, wanted: S3Object, room: io.FileIO) -> None:
+        room.seek(0)
+        for kind, expected in wanted.checksums:
+            if checksum_of(room, CHECKSUMS[kind]()) != expected:
+                raise PassingFailureError(_ALTERED)
+        if wanted.checksums or wanted.encrypted:
+            return
+        if re.fullmatch(r"[0-9a-f]{32}", wanted.etag):
+            told = checksum_of(room, hashlib.md5(usedforsecurity=False))
+            if told != wanted.etag:
+                raise PassingFailureError(_ALTERED)
+        elif match := re.fullmatch(r"[0-9a-f]{32}-([0-9]{1,5})", wanted.etag):
+            self._verify_parts(place, wanted, room, int(match[1]))
+
+    def _verify_parts(self, place: S3Place, wanted: S3Object, room: io.FileIO, parts: int) -> None:
+        """An object uploaded in parts has the checksum of its parts' checksums.
+
+        Uploads in parts of different sizes cannot be told apart from damage, so only the common
+        ones are verified: all parts but the last as large as the first.
+        """
+        try:
+            first = self._client.head_object(
+                Bucket=place.bucket, Key=wanted.key, PartNumber=1, IfMatch=f'"{wanted.etag}"'
+            )
+        except (BotoCoreError, ClientError, OSError):
+            return
+        size = int(first.get("ContentLength", 0))
+        if size <= 0 or -(-wanted.bytes // size) != parts:
+            return
+        whole = hashlib.md5(usedforsecurity=False)
+        room.seek(0)
+        for start in range(0, wanted.bytes, size):
+            part = hashlib.md5(usedforsecurity=False)
+            left = min(size, wanted.bytes - start)
+            while left and (chunk := room.read(min(left, _CHUNK_BYTES))):
+                part.update(chunk)
+                left -= len(chunk)
+            whole.update(part.digest())
+        room.seek(0)
+        if f"{whole.hexdigest()}-{parts}" != wanted.etag:
+            raise PassingFailureError(_ALTERED)
+
+
+class _CutShortError(Exception):
+    """A range ended early; `reached` is the first byte that is missing."""
+
+    def __init__(self, reached: int) -> None:
+        super().__init__(reached)
+        self.reached = reached
+
+
+def _client(patience: Patience) -> Any:
+    return Session().client(
+        "s3",
+        config=Config(
+            connect_timeout=patience.connect_s,
+            read_timeout=patience.read_s,
+            # Tries are counted here, where a broken download can go on instead of starting anew.
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=2 * _PARTS_AT_ONCE,
+            user_agent_extra="adex",
+        ),
+    )
+
+
+def _stamp(place: S3Place, objects: Mapping[str, S3Object]) -> tuple[object, ...]:
+    seen = tuple((each.key, each.etag, each.version, each.bytes) for each in objects.values())
+    return place.bucket, place.prefix, seen

@@ -1,0 +1,145 @@
+"""What remote sources share: patience with failures, and files that count only when verified."""
+
+import hashlib
+import io
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from adex_proto.errors import SourceUnavailable
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a source is waited for. A file may take `grace_s` and its bytes at the least pace.
+
+    `tries` counts all attempts. Waits between them double from `wait_first_s`, are jittered, and
+    follow a source's own hint up to `wait_s_max`.
+    """
+
+    tries: int = 4
+    wait_first_s: float = 0.25
+    wait_s_max: float = 8.0
+    connect_s: float = 5.0
+    read_s: float = 10.0
+    grace_s: float = 60.0
+    bytes_per_s_min: int = 256 << 10
+
+    def deadline_s(self, size: int) -> float:
+        """When, on the monotonic clock, a file of `size` bytes that starts now must be here."""
+        return time.monotonic() + self.grace_s + size / self.bytes_per_s_min
+
+
+class PassingFailureError(Exception):
+    """A failure that another try may not meet. `reason` says what happened, in a few words."""
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Checksum(Protocol):
+    """A hash under way."""
+
+    def update(self, data: bytes, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+def patiently(work: Callable[[], _T], patience: Patience, source: str) -> _T:
+    """`work`'s result, from one of its tries; a PassingFailureError makes the next.
+
+    Raises SourceUnavailable, naming `source` and the last reason, when none succeeds or the source
+    asks for a longer wait than there is patience for.
+    """
+    tried = 0
+    while True:
+        tried += 1
+        try:
+            return work()
+        except PassingFailureError as failure:
+            reason, hint_s = failure.reason, failure.retry_after_s
+        # Half of the wait is chance, so that many who failed together do not return together.
+        longest_s = min(patience.wait_s_max, patience.wait_first_s * 2.0**tried)
+        wait_s = max(hint_s or 0.0, longest_s * random.uniform(0.5, 1.0))  # noqa: S311
+        if tried >= patience.tries or wait_s > patience.wait_s_max:
+            raise unavailable(source, f"{reason} ({tried} tries)", hint_s)
+        time.sleep(wait_s)
+
+
+def unavailable(source: str, reason: str, retry_after_s: float | None = None) -> SourceUnavailable:
+    """The error for a source that gave no usable answer."""
+    return SourceUnavailable(
+        f"{source} did not deliver the adapter: {reason}",
+        field="adapter_id",
+        remedy="Try again later",
+        retry_after_s=5.0 if retry_after_s is None else retry_after_s,
+    )
+
+
+def scratch_file(folder: Path) -> io.FileIO:
+    """A file without a name: whatever ends the process, nothing of it stays.
+
+    Raises SourceUnavailable where the folder takes none.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            return io.FileIO(os.dup(file.fileno()), "r+b")
+    except OSError as error:
+        raise no_room(error) from error
+
+
+def write_whole(room: io.FileIO, data: bytes, at: int | None = None) -> None:
+    """Write all of `data` where the file stands, or at byte `at`. Raises SourceUnavailable."""
+    view = memoryview(data)
+    try:
+        while view:
+            if at is None:
+                written = room.write(view)
+            else:
+                written = os.pwrite(room.fileno(), view, at)
+                at += written
+            view = view[written:]
+    except OSError as error:
+        # Said here, because network failures are OSErrors too.
+        raise no_room(error) from error
+
+
+def no_room(error: OSError) -> SourceUnavailable:
+    """The error for a download this machine cannot hold."""
+    return SourceUnavailable(
+        f"the download cannot be kept: {error.strerror}",
+        field="adapter_id",
+        remedy="Give the worker's --cache-dir more space, and try again",
+        retry_after_s=10.0,
+    )
+
+
+def checksum_of(stream: io.RawIOBase, checksum: Checksum) -> str:
+    """The hexadecimal checksum of all of `stream`, which stands at its beginning before and after.
+
+    Raises OSError.
+    """
+    stream.seek(0)
+    while chunk := stream.read(1 << 20):
+        checksum.update(chunk)
+    stream.seek(0)
+    return checksum.hexdigest()
+
+
+def sha256() -> Checksum:
+    return hashlib.sha256()
+
+
+def git_blob(size: int) -> Checksum:
+    """What git names a file of `size` bytes by: no secret rests on it being SHA-1."""
+    checksum = hashlib.sha1(usedforsecurity=False)
+    checksum.update(b"blob %d\0" % size)
+    return checksum
