@@ -32,6 +32,18 @@ class GroupWeights(NamedTuple):
     slices: tuple[tuple[int, int, int, int, Tensor], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LoraRecord:
+    """An adapter's matrices of all layers as native/lora.c reads them: int64 `words`.
+
+    They hold addresses: good for as long as the adapter stays where it is.
+    """
+
+    words: Tensor
+    dtype: torch.dtype
+    rank_total_max: int
+
+
 class SlotViews(Protocol):
     """The resident adapters, by slot."""
 
@@ -39,16 +51,35 @@ class SlotViews(Protocol):
         """The adapter's weights there, or None where it has none."""
         ...
 
+    def record(self, slot: int) -> LoraRecord | None:
+        """The whole adapter for the compiled path, or None where that cannot serve it."""
+        ...
+
+
+@dataclass(slots=True)
+class ThinSegments:
+    """The segments of a step that the compiled path serves, and those left to torch.
+
+    `words` is [segments, 4] int64 (row_start, rows, address of the record, where its rows begin in
+    `shrunk`); `records` keeps what they point to; `shrunk` is float32 scratch.
+    """
+
+    words: Tensor
+    records: list[LoraRecord]
+    shrunk: Tensor
+    others: list[tuple[int, int, int]]
+
 
 @dataclass(slots=True)
 class LoraBatch:
     """Which rows go through which adapter: segments (row_start, row_stop, slot), slot > 0.
 
-    Rows outside every segment belong to the base model.
+    Rows outside every segment belong to the base model. `thin` is made once for all layers.
     """
 
     segments: list[tuple[int, int, int]]
     slots: SlotViews
+    thin: ThinSegments | None = None
 
 
 @dataclass(slots=True)

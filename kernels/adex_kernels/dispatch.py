@@ -1,7 +1,8 @@
 """The door to the device math: each call goes to the best implementation for its tensors.
 
-Plain torch for now, on every device. Nothing here waits for the device or loops over tokens; what a
-step needs more than once (indices, masks) is kept in its batch.
+Plain torch on every device, but for the low-rank terms, which a CPU may have compiled. Nothing here
+waits for the device or loops over tokens; what a step needs more than once (indices, masks) is kept
+in its batch.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
+from adex_kernels.native import lora as native
 
 # Scores of capped attention are formed for as many queries at a time as keep them within this.
 _SCORES_MAX = 1 << 24
@@ -93,9 +95,9 @@ def attention(
 
 def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None:
     """Add each row's low-rank term to y [rows, out of the group] in place; x is [rows, in]."""
-    segments = lora.segments
-    if y.device.type == "cpu" and y.element_size() == 2:
-        segments = _add_thin(y, x, lora, layer, group)
+    segments = native.add_(y, x, lora, layer, group)
+    if segments and y.device.type == "cpu" and y.element_size() == 2:
+        segments = _add_thin(y, x, lora, segments, layer, group)
     find = lora.slots.group
     for start, stop, slot in segments:
         weights = find(slot, layer, group)
@@ -108,17 +110,22 @@ def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> 
 
 
 def _add_thin(
-    y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int
+    y: Tensor,
+    x: Tensor,
+    lora: LoraBatch,
+    segments: list[tuple[int, int, int]],
+    layer: int,
+    group: int,
 ) -> list[tuple[int, int, int]]:
-    """Add the terms of segments of a few rows, row by row; answers the other segments.
+    """Add the terms of those segments of a few rows, row by row; answers the other segments.
 
     oneDNN takes about 20 microseconds for any product of half-precision matrices this small;
     torch's own product of a matrix and a vector takes 2 to 5, accumulates in float32 too, and is
     chosen by one flag.
     """
-    thin = [s for s in lora.segments if s[1] - s[0] <= _THIN_ROWS_MAX]
+    thin = [s for s in segments if s[1] - s[0] <= _THIN_ROWS_MAX]
     if not thin:
-        return lora.segments
+        return segments
     first = min(start for start, _, _ in thin)
     last = max(stop for _, stop, _ in thin)
     inputs = x[first:last].unbind(0)
@@ -143,7 +150,7 @@ def _add_thin(
     finally:
         torch.set_num_threads(threads)
         _ONEDNN.enabled = was_enabled
-    return [s for s in lora.segments if s[1] - s[0] > _THIN_ROWS_MAX]
+    return [s for s in segments if s[1] - s[0] > _THIN_ROWS_MAX]
 
 
 def _gather(kv: Tensor, layer: int, view: KeyView, sequences: int) -> tuple[Tensor, Tensor]:

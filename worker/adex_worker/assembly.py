@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adex_proto.errors import ValidationError
 from adex_proto.outcome import WorkerInfo
+from adex_worker import native
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.sources.hub import HubSource
 from adex_worker.adapters.sources.s3 import S3Source
@@ -58,6 +59,7 @@ def assemble(options: WorkerOptions) -> Worker:
     threads = _set_threads(options.threads)
     device = _device(options.device)
     started_s = time.monotonic()
+    lora_path = native.load(options.cache_dir) if device.type == "cpu" else "torch"
     decoder = _load(options, device)
     page_bytes = _page_bytes(decoder)
     budget = budget_of(_wishes(options), _machine(options.cache_dir, device), page_bytes)
@@ -101,7 +103,8 @@ def assemble(options: WorkerOptions) -> Worker:
             f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
             f" parameters, {info.dtype}) on {info.device} with {threads} threads;"
             f" pool {as_size(budget.pool_bytes)} in {info.pages} pages of"
-            f" {as_size(info.page_bytes)}; loaded in {time.monotonic() - started_s:.1f} s"
+            f" {as_size(info.page_bytes)}; lora: {lora_path};"
+            f" loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )
 

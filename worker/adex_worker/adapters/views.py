@@ -1,12 +1,20 @@
 """Resident adapters by slot: what the step thread reads while other threads page in and evict."""
 
+from typing import NamedTuple
+
 import torch
 
-from adex_kernels.batch import GroupWeights
+from adex_kernels.batch import GroupWeights, LoraRecord
 from adex_kernels.layout import BundleLayout, Group
+from adex_kernels.native.lora import record_of
 from adex_proto.errors import ProtocolViolation
 
 GROUPS = len(Group)
+
+
+class _Resident(NamedTuple):
+    views: tuple[GroupWeights | None, ...]
+    record: LoraRecord | None
 
 
 class ResidentSlots:
@@ -17,7 +25,7 @@ class ResidentSlots:
     """
 
     def __init__(self) -> None:
-        self._by_slot: dict[int, tuple[GroupWeights | None, ...]] = {}
+        self._by_slot: dict[int, _Resident] = {}
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._by_slot
@@ -28,15 +36,23 @@ class ResidentSlots:
         Raises ProtocolViolation when no adapter is resident in `slot`.
         """
         try:
-            return self._by_slot[slot][layer * GROUPS + group]
+            return self._by_slot[slot].views[layer * GROUPS + group]
         except KeyError:
-            raise ProtocolViolation(
-                f"no adapter is resident in slot {slot}", field="slot"
-            ) from None
+            raise _absent(slot) from None
+
+    def record(self, slot: int) -> LoraRecord | None:
+        """The whole adapter for the compiled path, None where that cannot serve it.
+
+        Raises ProtocolViolation when no adapter is resident in `slot`.
+        """
+        try:
+            return self._by_slot[slot].record
+        except KeyError:
+            raise _absent(slot) from None
 
     def publish(self, slot: int, views: tuple[GroupWeights | None, ...]) -> None:
         """Make the adapter visible to the next step."""
-        self._by_slot[slot] = views
+        self._by_slot[slot] = _Resident(views, record_of(views))
 
     def withdraw(self, slot: int) -> None:
         """Hide the adapter from the next step."""
@@ -44,6 +60,10 @@ class ResidentSlots:
 
     def withdraw_all(self) -> None:
         self._by_slot = {}
+
+
+def _absent(slot: int) -> ProtocolViolation:
+    return ProtocolViolation(f"no adapter is resident in slot {slot}", field="slot")
 
 
 def group_views(elements: torch.Tensor, layout: BundleLayout) -> tuple[GroupWeights | None, ...]:

@@ -57,6 +57,9 @@ class Adapters:
         if slices:
             self._weights[slot, layer, group] = GroupWeights(torch.cat(stacked), tuple(slices))
 
+    def record(self, slot: int) -> None:
+        """Torch's path is what is looked at here."""
+
     def group(self, slot: int, layer: int, group: int) -> GroupWeights | None:
         return self._weights.get((slot, layer, group))
 

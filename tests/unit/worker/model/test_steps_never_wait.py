@@ -40,6 +40,9 @@ class Slots:
     def __init__(self, spec: ModelSpec) -> None:
         self._shape = spec.shape
 
+    def record(self, slot: int) -> None:
+        """Torch's path is what is looked at here."""
+
     def group(self, slot: int, layer: int, group: int) -> GroupWeights:
         features = self._shape.linears[(0, 3, 4, 6)[group]].in_features
         outs = [self._shape.linears[m].out_features for m in ((0, 1, 2), (3,), (4, 5), (6,))[group]]
