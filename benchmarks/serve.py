@@ -36,6 +36,7 @@ from report import Cell, Key, plot, table
 HERE = Path(__file__).resolve().parent
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
+WARM_UP_TOKENS = 4
 START_S_MAX = 300.0
 
 
@@ -117,7 +118,7 @@ class _Peft:
     def round(self, load: Load, prompts: list[list[int]]) -> Timings:
         streams, adapters = load.streams, load.adapters
         names = [adapters[i % len(adapters)] if adapters else "" for i in range(streams)]
-        job = {"adapters": names, "prompts": prompts[:streams], "new_tokens": NEW_TOKENS}
+        job = {"adapters": names, "prompts": prompts[:streams], "new_tokens": load.new_tokens}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -136,10 +137,14 @@ def _prompts(count: int, seed: int) -> list[list[int]]:
 
 
 def _load(streams: int, adapters: int, prompts: list[list[int]], turn: int) -> Load:
-    """With more adapters than streams, each turn begins where the one before it ended."""
+    """With more adapters than streams, each turn begins where the one before it ended.
+
+    Turn 0 warms both sides up, with few tokens, and is not counted.
+    """
     texts = tuple(" ".join(f"w{t}" for t in prompt) for prompt in prompts)
     names = tuple(adapter_name((i + turn * streams) % adapters) for i in range(adapters))
-    return Load(streams, max(streams, min(adapters, 8)), texts, names, NEW_TOKENS)
+    new_tokens = NEW_TOKENS if turn else WARM_UP_TOKENS
+    return Load(streams, max(streams, min(adapters, 8)), texts, names, new_tokens)
 
 
 def _measure(
@@ -152,8 +157,7 @@ def _measure(
         for number in range(rounds + 1):
             for streams, adapters in keys:
                 progress.update(task, description=f"{streams} streams / {adapters} adapters")
-                # Round 0 warms both sides up and is not counted. New prompts in every round keep a
-                # prefix cache from answering for the model.
+                # New prompts in every round keep a prefix cache from answering for the model.
                 prompts = _prompts(max(streams, 8), seed=number * 1000 + streams * 50 + adapters)
                 load = _load(streams, adapters, prompts, number)
                 timings = asyncio.run(run_round(url, load))
