@@ -49,6 +49,11 @@ class Endless:
         self._listener.close()
 
 
+def _heed_interrupts() -> None:
+    """A shell has the jobs in its background ignore interrupts, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Keyboard:
     """A person at a terminal in which `adex chat` runs."""
 
@@ -61,6 +66,7 @@ class Keyboard:
             stderr=slave,
             start_new_session=True,
             env=dict(os.environ) | {"TERM": "xterm"},
+            preexec_fn=_heed_interrupts,
         )
         os.close(slave)
         self._seen = ""
