@@ -66,7 +66,7 @@ def table(ours: dict[Key, Cell], peft: dict[Key, Cell]) -> str:
 
 def plot(ours: dict[Key, Cell], peft: dict[Key, Cell], path: Path) -> None:
     """Output tokens per second against distinct adapters, one pair of lines per stream count."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for color, streams in enumerate(sorted({s for s, _ in ours})):
         counts = sorted(a for s, a in ours if s == streams)
         positions = [_position(a) for a in counts]
@@ -75,7 +75,7 @@ def plot(ours: dict[Key, Cell], peft: dict[Key, Cell], path: Path) -> None:
             [ours[streams, a].rate() for a in counts],
             marker="o",
             color=f"C{color}",
-            label=f"Adex, {streams} streams",
+            label=f"Adex, streams: {streams}",
         )
         axes.plot(
             positions,
@@ -83,7 +83,7 @@ def plot(ours: dict[Key, Cell], peft: dict[Key, Cell], path: Path) -> None:
             marker="x",
             linestyle="--",
             color=f"C{color}",
-            label=f"transformers + PEFT, {streams}",
+            label=f"PEFT, streams: {streams}",
         )
     ticks = sorted({a for _, a in ours})
     axes.set_xticks([_position(a) for a in ticks], [str(a) for a in ticks])
@@ -91,7 +91,8 @@ def plot(ours: dict[Key, Cell], peft: dict[Key, Cell], path: Path) -> None:
     axes.set_ylabel("output tokens per second")
     axes.set_yscale("log")
     axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+    axes.set_title("Serving 88 M parameters: Adex beside transformers + PEFT")
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
