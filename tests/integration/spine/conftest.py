@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -79,8 +80,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Served from a root of its own that links to the demonstration adapters' files."""
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Served from a root of its own with the demonstration adapters' files.
+
+    A module's `SERVE_FLAGS`, where it has them, are how it is served.
+    """
+    flags = getattr(request.module, "SERVE_FLAGS", ("--device-memory", "96MiB"))
     base = tmp_path_factory.mktemp("spine")
     root = base / "adapters"
     for adapter in sorted((ROOT / "demo/adapters").iterdir()):
@@ -91,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port, log = free_port(), base / "server.log"
     command = [sys.executable, "-m", "adex", "serve", "--model-id", str(ROOT / "demo/model")]
     command += ["--local-adapter-root", str(root), "--cache-dir", str(base / "cache")]
-    command += ["--port", str(port), "--grpc-port", "0", "--device-memory", "96MiB"]
+    command += ["--port", str(port), "--grpc-port", "0", *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=base)
     running = Server(f"http://127.0.0.1:{port}", process, root, log)
