@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[3]
 # 48 pages: about five of these texts, or two of the larger adapters, fit at once.
 SERVE_FLAGS = ("--dtype", "float32", "--device-memory", "3MiB", "--max-batch-tokens", "37")
 NEW_TOKENS = 96
-PROMPTS_EACH = 3
 # Where the reference itself hardly prefers its token, rounding may choose another.
 MARGIN_MIN = 1e-3
 SENTENCE = "the red fox sees a small river near my old house and paints every bright stone"
@@ -23,10 +22,10 @@ WORDS = SENTENCE.split()
 
 def _prompts(adapter: int) -> list[str]:
     """Of very different lengths."""
-    lengths = [3 + adapter, 40 + 7 * adapter, 17]
+    lengths = [3 + adapter, 40 + 7 * adapter]
     return [
         " ".join(WORDS[(adapter * 5 + turn + i) % len(WORDS)] for i in range(length))
-        for turn, length in enumerate(lengths[:PROMPTS_EACH])
+        for turn, length in enumerate(lengths)
     ]
 
 
