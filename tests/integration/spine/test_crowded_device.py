@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -18,6 +18,27 @@ NEW_TOKENS = 96
 MARGIN_MIN = 1e-3
 SENTENCE = "the red fox sees a small river near my old house and paints every bright stone"
 WORDS = SENTENCE.split()
+
+
+# Beside the demonstration's: ranks it does not have, of which the largest takes half the device.
+EXTRA = {
+    "rank-1": LoraConfig(r=1, target_modules=["gate_proj", "up_proj", "down_proj"]),
+    "rank-48": LoraConfig(r=48, use_rslora=True, target_modules=["q_proj", "v_proj"]),
+    "rank-64": LoraConfig(r=64, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+}
+
+
+def _add_extra(root: Path) -> None:
+    """Real PEFT adapters with B matrices that are not zero."""
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "demo/model", dtype=torch.float32)
+    torch.manual_seed(5)
+    for name, config in EXTRA.items():
+        tuned = get_peft_model(base, config)
+        for key, weight in tuned.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(weight, std=0.05)
+        tuned.save_pretrained(str(root / name), save_embedding_layers=False)
+        base = tuned.unload()
 
 
 def _prompts(adapter: int) -> list[str]:
@@ -49,12 +70,11 @@ def _reference(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     return list(generated.sequences[0, ids.shape[1] :][:length].tolist())
 
 
-def _references(asked: dict[str, list[str]]) -> dict[tuple[str, str], list[int]]:
+def _references(folder: Path, asked: dict[str, list[str]]) -> dict[tuple[str, str], list[int]]:
     """(adapter or "", prompt) -> what transformers and PEFT say, one request at a time."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo/model")
     base = AutoModelForCausalLM.from_pretrained(ROOT / "demo/model", dtype=torch.float32).eval()
     names = sorted(name for name in asked if name)
-    folder = ROOT / "demo/adapters"
     model: Any = PeftModel.from_pretrained(base, folder / names[0], adapter_name=names[0]).eval()
     for name in names[1:]:
         model.load_adapter(str(folder / name), adapter_name=name)
@@ -82,13 +102,15 @@ async def _ask(http: httpx.AsyncClient, adapter: str, prompt: str) -> list[int]:
 
 @pytest.mark.slow
 async def test_preemption_eviction_and_odd_chunks_change_no_token(server: Any) -> None:
-    names = ["", *sorted(folder.name for folder in (ROOT / "demo/adapters").iterdir())]
+    await asyncio.to_thread(_add_extra, server.adapter_root)
+    names = ["", *sorted(folder.name for folder in server.adapter_root.iterdir())]
+    assert len(names) == 16
     asked = {name: _prompts(index) for index, name in enumerate(names)}
     pairs = [(name, prompt) for name in names for prompt in asked[name]]
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
         texts = await asyncio.gather(*(_ask(http, *pair) for pair in pairs))
 
-    expected = await asyncio.to_thread(_references, asked)
+    expected = await asyncio.to_thread(_references, server.adapter_root, asked)
 
     assert server.metric("adex_preemptions_total") > 0
     assert server.metric('adex_adapter_evictions_total{tier="device"}') > 0
