@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -162,9 +163,10 @@ def test_the_lock_names_an_exact_version_of_everything_declared(
 ) -> None:
     text = (root / "requirements" / "lock.txt").read_text("utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    loose = [line for line in lines if line.count("==") != 1 or "@" in line or "+" in line]
+    exact = re.compile(r"([\w.-]+)==([\w.]+)(?:; .+)?")
+    loose = [line for line in lines if not exact.fullmatch(line)]
     assert not loose, f"run `make lock`: the lock holds names and exact versions only: {loose}"
-    locked = {canonicalize_name(name): version for name, version in (s.split("==") for s in lines)}
+    locked = {canonicalize_name(m[1]): m[2] for line in lines if (m := exact.fullmatch(line))}
     table = project["project"]
     extras = [line for extra in table["optional-dependencies"].values() for line in extra]
     groups = [
