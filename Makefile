@@ -1,6 +1,6 @@
 # Adex. `make serve` and `make test` set everything up by themselves on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fix protos bench lock clean
+.PHONY: help setup system serve test check fix protos bench lock clean
 
 BIN := .venv/bin
 PORT ?= 8080
@@ -20,7 +20,10 @@ setup: .venv/.stamp  ## .venv from requirements/lock.txt [PYTHON=, TORCH_INDEX=]
 serve: setup  ## the demo model and its adapters on http://127.0.0.1:8080 [MODEL=, ADAPTERS=, PORT=, ARGS=]
 	$(BIN)/adex serve --model-id $(MODEL) --local-adapter-root $(ADAPTERS) --port $(PORT) $(ARGS)
 
-test: setup   ## every test [ARGS=]
+system:   ## programs that some tests drive, where root may install them
+	@sh requirements/system.sh
+
+test: setup system  ## every test [ARGS=]
 	$(BIN)/pytest $(ARGS)
 
 check: setup  ## formatting, lint, types and import contracts
