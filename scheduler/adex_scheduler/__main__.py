@@ -17,12 +17,13 @@ from adex_scheduler.config import SchedulerOptions, parse_options
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.engine import Engine
 from adex_scheduler.front.listener import runner_of
+from adex_scheduler.front.listing import public_names
 from adex_scheduler.front.ports import FrontOptions, Serving
 from adex_scheduler.front.rpc import RpcFront
 from adex_scheduler.front.schema import RequestLimits
 from adex_scheduler.front.tenants import Directory
 from adex_scheduler.link.worker import WorkerLink
-from adex_scheduler.metrics import SchedulerMetrics
+from adex_scheduler.metrics import SchedulerMetrics, Sources
 from adex_scheduler.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("adex.scheduler")
@@ -50,9 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _serve(options: SchedulerOptions) -> int:
     stop = _stop_signals()
     tokenizer = await asyncio.to_thread(Tokenizer.load, options.model_id, options.revision)
-    engine = Engine(WorkerLink(options.worker), tokenizer, _limits(options))
-    metrics = SchedulerMetrics(engine.statistics, lambda: engine.info)
-    serving = Serving.over(engine, tokenizer, _directory(options), metrics, _front_options(options))
+    directory = _directory(options)
+    metrics = SchedulerMetrics(
+        # Called at a scrape, when there is an engine.
+        Sources(
+            lambda: engine.statistics(),
+            lambda: engine.info,
+            lambda: engine.longest_wait_s(),
+            lambda: _names_told(engine, directory),
+        ),
+        dialects=options.metrics_compat,
+        model_name=directory.base_name,
+    )
+    engine = Engine(WorkerLink(options.worker), tokenizer, _limits(options), observer=metrics)
+    serving = Serving.over(engine, tokenizer, directory, metrics, _front_options(options))
     rest = runner_of(serving, close_s_max=_CLOSE_S_MAX)
     await rest.setup()
     rpc: RpcFront | None = None
@@ -114,6 +126,13 @@ async def _tell_readiness(engine: Engine, rpc: RpcFront | None, model_id: str) -
             elif not told:
                 _LOG.warning("not serving now")
         await asyncio.sleep(_READINESS_S)
+
+
+def _names_told(engine: Engine, directory: Directory) -> tuple[list[str], list[str]]:
+    """Public names of the adapters on the device, and of those that sequences wait for."""
+    statistics = engine.statistics()
+    resident = statistics.on_device if statistics else ()
+    return public_names(directory, resident), public_names(directory, engine.waiting_names())
 
 
 def _limits(options: SchedulerOptions) -> Limits:

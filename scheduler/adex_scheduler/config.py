@@ -17,6 +17,7 @@ from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 
 _HUB_SCHEMES = ("hf://", "huggingface://")
+METRICS_DIALECTS = ("vllm", "tgi", "lorax")
 _ALIAS = re.compile(r"([^=@{]+)(?:=([^@]+))?(?:@([^@]+))?")
 
 
@@ -47,6 +48,7 @@ class SchedulerOptions:
     total_tokens_max: int
     body_bytes_max: int
     drain_s: float
+    metrics_compat: tuple[str, ...]
     log_level: str
 
 
@@ -92,6 +94,7 @@ def parse_options(
         total_tokens_max=given.max_total_tokens or 0,
         body_bytes_max=given.max_body_bytes,
         drain_s=given.drain_seconds,
+        metrics_compat=given.metrics_compat,
         log_level=given.log_level.upper(),
     )
 
@@ -205,9 +208,21 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--max-total-tokens", "auto", "prompt and output of one sequence", **automatic)
     add("--max-body-bytes", "2000000", "bytes of one request", **count)
     add("--drain-seconds", "30", "how long running requests may finish", type=_argument(_seconds))
+    _add_watching(add)
+    return parser
+
+
+def _add_watching(add: Callable[..., None]) -> None:
+    """The flags of those who watch the server."""
+    add(
+        "--metrics-compat",
+        "none",
+        "tell metrics under the names of these servers too: vllm, tgi, lorax, separated by commas",
+        type=_argument(_dialects),
+        metavar="NAMES",
+    )
     levels = ("debug", "info", "warning", "error")
     add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
-    return parser
 
 
 def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
@@ -249,6 +264,16 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 86400:
         raise ValueError(f"{text!r} is no number of seconds from 0 to 86400")
     return seconds
+
+
+def _dialects(text: str) -> tuple[str, ...]:
+    if text.strip().lower() == "none":
+        return ()
+    named = tuple(dict.fromkeys(_parts(text.lower(), ",")))
+    for name in named:
+        if name not in METRICS_DIALECTS:
+            raise ValueError(f"{name!r} is none of {', '.join(METRICS_DIALECTS)}, none")
+    return named
 
 
 def _parts(text: str, separator: str) -> list[str]:

@@ -23,7 +23,7 @@ from adex_scheduler.front.rpc import status_of as rpc_status_of
 from adex_scheduler.front.schema_openai import HARMLESS
 from adex_scheduler.front.statuses import Family, status_of
 from adex_scheduler.front.tenants import Directory
-from adex_scheduler.metrics import SchedulerMetrics
+from adex_scheduler.metrics import DIALECTS, SchedulerMetrics, Sources
 from adex_worker.__main__ import main as worker_main
 from adex_worker.run.runner import RunnerStatistics
 
@@ -84,7 +84,8 @@ def test_every_flag_is_named(
 
 def scheduler_metric_names() -> set[str]:
     core = SchedulerCore(INFO, Limits())
-    told = SchedulerMetrics(core.statistics, lambda: INFO).exposition().decode()
+    sources = Sources(core.statistics, lambda: INFO)
+    told = SchedulerMetrics(sources, dialects=tuple(DIALECTS)).exposition().decode()
     return set(re.findall(r"^# HELP (\S+)", told, re.MULTILINE))
 
 
@@ -94,7 +95,9 @@ def worker_metric_names(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         worker_metrics, "start_http_server", lambda _, registry: registries.append(registry)
     )
     statistics = RunnerStatistics(0, 0, 0, 0, 0, 0.0)
-    worker_metrics.serve_metrics(worker_metrics.Sources(INFO, lambda: statistics, lambda: 0), 1)
+    worker_metrics.serve_metrics(
+        worker_metrics.Sources(INFO, lambda: statistics, lambda: 0, tuple), 1
+    )
     suffix = {"counter": "_total", "info": "_info"}
     return {m.name + suffix.get(m.type, "") for one in registries for m in one.collect()}
 
@@ -108,5 +111,5 @@ def test_every_metric_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_metric_that_is_named_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     names = scheduler_metric_names() | worker_metric_names(monkeypatch)
-    stale = set(re.findall(r"`(adex_[a-z_]+)`", OPERATIONS)) - names
+    stale = set(re.findall(r"`((?:adex|vllm|tgi|lorax)[_:][a-z_]+)`", OPERATIONS)) - names
     assert not stale, f"remove from docs/operations.md: {sorted(stale)}"

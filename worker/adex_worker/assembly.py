@@ -96,9 +96,10 @@ def assemble(options: WorkerOptions) -> Worker:
     # The model is here to stay: collecting garbage need not look at it again.
     gc.collect()
     gc.freeze()
+    pools = CommandPools(store)
     return Worker(
-        parts=WorkerParts(info, steps, CommandPools(store)),
-        sources=Sources(info, runner.statistics, lambda: arena.adapter_pages),
+        parts=WorkerParts(info, steps, pools),
+        sources=Sources(info, runner.statistics, lambda: arena.adapter_pages, pools.statistics),
         description=(
             f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
             f" parameters, {info.dtype}) on {info.device} with {threads} threads;"

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from adex_proto.errors import ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_worker.run.runner import RunnerStatistics
+from adex_worker.service.commands import CommandStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Sources:
     info: WorkerInfo
     runner: Callable[[], RunnerStatistics]
     adapter_pages: Callable[[], int]
+    commands: Callable[[], tuple[CommandStatistics, ...]]
 
 
 class _WorkerCollector(Collector):
@@ -51,6 +53,25 @@ class _WorkerCollector(Collector):
             ("pool_page_bytes", "Bytes of one page", info.page_bytes),
         ):
             yield GaugeMetricFamily(f"adex_worker_{name}", text, value=value)
+        yield from _command_metrics(self._sources.commands())
+
+
+def _command_metrics(commands: tuple[CommandStatistics, ...]) -> Iterable[Metric]:
+    ended = CounterMetricFamily(
+        "adex_worker_commands", "Adapter commands that ended", labels=["command", "outcome"]
+    )
+    seconds = CounterMetricFamily(
+        "adex_worker_command_seconds", "Seconds of work on adapter commands", labels=["command"]
+    )
+    under_way = GaugeMetricFamily(
+        "adex_worker_commands_under_way", "Adapter commands on a thread", labels=["command"]
+    )
+    for one in commands:
+        ended.add_metric([one.kind, "done"], one.done)
+        ended.add_metric([one.kind, "failed"], one.failed)
+        seconds.add_metric([one.kind], one.seconds)
+        under_way.add_metric([one.kind], one.taken - one.done - one.failed)
+    yield from (ended, seconds, under_way)
 
 
 def serve_metrics(sources: Sources, port: int) -> None:
@@ -60,6 +81,7 @@ def serve_metrics(sources: Sources, port: int) -> None:
     """
     registry = CollectorRegistry()
     registry.register(_WorkerCollector(sources))
+    ProcessCollector(registry=registry)
     try:
         start_http_server(port, registry=registry)
     except (OSError, OverflowError) as error:

@@ -106,6 +106,13 @@ class Adapter:
         return _TIERS.get(self.residence, Tier.DISK)
 
     @property
+    def at_hand(self) -> Tier:
+        """Where one more sequence finds it: a copy that leaves serves nobody new."""
+        if self.residence is Residence.DEVICE:
+            return Tier.DEVICE
+        return Tier.HOST if self.host is HostCopy.HELD else Tier.DISK
+
+    @property
     def stop_page(self) -> int:
         return self.first_page + self.pages
 

@@ -8,6 +8,7 @@ begun: steps and moves of adapters, up to the bounds on what may be in flight.
 from collections import deque
 from typing import assert_never
 
+from adex_proto.adapter import Tier
 from adex_proto.errors import AdexError, Overloaded, SourceUnavailable, WorkerLost
 from adex_proto.outcome import (
     Evicted,
@@ -113,8 +114,6 @@ class SchedulerCore:
             waiting=self.tenants.waiting,
             connected=self.connected,
             batch=self.batch,
-            blocks=self.blocks,
-            pool=self.pool,
             tiers=self.tiers,
             residency=self.residency,
         )
@@ -131,6 +130,11 @@ class SchedulerCore:
         """The version a living sequence is bound to, "" for none yet or the base model."""
         sequence = self.sequences.get(number)
         return sequence.digest if sequence else None
+
+    def nearest_tier(self, number: int) -> Tier:
+        """Where a living sequence's adapter is at hand; ABSENT while its name means nothing."""
+        adapter = self.tiers.adapters.get(self.digest_of(number) or "")
+        return adapter.at_hand if adapter else Tier.ABSENT
 
     def _go_on(self, now: float) -> None:
         """Begin what has become possible."""

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from adex_proto.adapter import Tier
+from adex_proto.adapter import AdapterKey, Tier
 from adex_scheduler.core.batch import Batch
-from adex_scheduler.core.block_table import Blocks
-from adex_scheduler.core.pool import PagePool
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.tiers import Tiers
 
@@ -50,17 +48,25 @@ class CoreStatistics:
     pages_prefix: int
     pages_adapters: int
     pages_kv: int
+    pages_held: int
+    """Pages that nothing gives up: of running sequences, and of adapters someone uses."""
     largest_run: int
     slots_used: int
     host_bytes: int
     disk_bytes: int
     adapters_by_tier: Mapping[Tier, int]
+    on_device: tuple[AdapterKey, ...]
+    """The names of the versions on the device."""
+    adapters_running: int
+    """Versions that running sequences use."""
     names: int
     fetches_in_flight: int
     stages_in_flight: int
     page_ins_in_flight: int
     page_ins: int
     stages: int
+    staged_bytes: int
+    paged_in_bytes: int
     fetches: int
     fetch_failures: int
     move_failures: int
@@ -88,14 +94,12 @@ def statistics_of(
     waiting: int,
     connected: bool,
     batch: Batch,
-    blocks: Blocks,
-    pool: PagePool,
     tiers: Tiers,
     residency: Residency,
 ) -> CoreStatistics:
     """Counts every adapter: call it for a scrape, not for a step."""
-    pages_adapters = sum(a.pages for a in tiers.adapters.values() if a.first_page >= 0)
-    by_tier = Counter(adapter.tier for adapter in tiers.adapters.values())
+    pool, blocks = tiers.pool, tiers.blocks
+    pages_adapters, pages_used, pages_kv = _pages(tiers)
     moves = tiers.counters
     return CoreStatistics(
         connected=connected,
@@ -108,18 +112,23 @@ def statistics_of(
         pages_free=pool.pages_free,
         pages_prefix=blocks.pages_idle,
         pages_adapters=pages_adapters,
-        pages_kv=pool.pages - pool.pages_free - blocks.pages_idle - pages_adapters,
+        pages_kv=pages_kv,
+        pages_held=pages_kv + pages_used,
         largest_run=pool.largest_run,
         slots_used=tiers.info.slots_max - len(tiers.slots_free),
         host_bytes=tiers.host_bytes,
         disk_bytes=tiers.disk_bytes,
-        adapters_by_tier=MappingProxyType({tier: by_tier[tier] for tier in Tier}),
+        adapters_by_tier=_by_tier(tiers),
+        on_device=_names_on_device(tiers),
+        adapters_running=len(tiers.device_pinned) + len(tiers.draining),
         names=len(residency.names),
         fetches_in_flight=residency.fetching,
         stages_in_flight=tiers.staging,
         page_ins_in_flight=tiers.paging_in,
         page_ins=moves.page_ins,
         stages=moves.stages,
+        staged_bytes=moves.staged_bytes,
+        paged_in_bytes=moves.paged_in_bytes,
         fetches=moves.fetches,
         fetch_failures=moves.fetch_failures,
         move_failures=moves.move_failures,
@@ -138,3 +147,21 @@ def statistics_of(
         failed=MappingProxyType(dict(counters.failed)),
         finished=MappingProxyType(dict(counters.finished)),
     )
+
+
+def _pages(tiers: Tiers) -> tuple[int, int, int]:
+    """Pages of adapters, of those among them that somebody uses, and of running sequences."""
+    held = [adapter for adapter in tiers.adapters.values() if adapter.first_page >= 0]
+    adapters = sum(a.pages for a in held)
+    loose = tiers.pool.pages_free + tiers.blocks.pages_idle
+    return adapters, sum(a.pages for a in held if a.users), tiers.pool.pages - loose - adapters
+
+
+def _by_tier(tiers: Tiers) -> Mapping[Tier, int]:
+    counted = Counter(adapter.tier for adapter in tiers.adapters.values())
+    return MappingProxyType({tier: counted[tier] for tier in Tier})
+
+
+def _names_on_device(tiers: Tiers) -> tuple[AdapterKey, ...]:
+    on_device = [adapter for adapter in tiers.adapters.values() if adapter.tier is Tier.DEVICE]
+    return tuple(name for adapter in on_device for name in adapter.names)

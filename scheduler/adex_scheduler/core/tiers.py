@@ -30,6 +30,8 @@ class AdapterCounters:
     fetch_failures: int = 0
     stages: int = 0
     page_ins: int = 0
+    staged_bytes: int = 0
+    paged_in_bytes: int = 0
     move_failures: int = 0
     device_evictions: int = 0
     host_evictions: int = 0
@@ -228,11 +230,13 @@ class Tiers:
         if adapter and event.tier is Tier.HOST and residence is Residence.STAGING:
             self.staging -= 1
             self.counters.stages += 1
+            self.counters.staged_bytes += adapter.version.bundle_bytes
             adapter.host = HostCopy.HELD
             adapter.move(Residence.HOST)
         elif adapter and event.tier is Tier.DEVICE and residence is Residence.PAGING_IN:
             self.paging_in -= 1
             self.counters.page_ins += 1
+            self.counters.paged_in_bytes += adapter.version.bundle_bytes
             adapter.move(Residence.DEVICE)
         else:
             self.counters.strays += 1

@@ -1,6 +1,20 @@
 """The engine: requests in, pieces of text out, one core and one worker behind it."""
 
+from adex_scheduler.engine.journey import Journey, Move, MoveKind, Start
+from adex_scheduler.engine.recorder import Observer
 from adex_scheduler.engine.shell import Engine, Link
 from adex_scheduler.engine.streams import AdapterStatus, EngineRequest, Piece, TokenTexts
 
-__all__ = ["AdapterStatus", "Engine", "EngineRequest", "Link", "Piece", "TokenTexts"]
+__all__ = [
+    "AdapterStatus",
+    "Engine",
+    "EngineRequest",
+    "Journey",
+    "Link",
+    "Move",
+    "MoveKind",
+    "Observer",
+    "Piece",
+    "Start",
+    "TokenTexts",
+]

@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
+from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost, error_of
-from adex_proto.outcome import Heartbeat, Hello, SampledToken, WorkerInfo
+from adex_proto.outcome import Heartbeat, Hello, SampledToken, StepOutcome, WorkerInfo
 from adex_proto.plan import AdapterCommand, Fetch, StepPlan
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.events import (
@@ -33,6 +34,8 @@ from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.core.statistics import CoreStatistics
 from adex_scheduler.engine.credentials import Credentials
+from adex_scheduler.engine.journey import Journey
+from adex_scheduler.engine.recorder import Observer, Recorder
 from adex_scheduler.engine.streams import (
     AdapterStatus,
     EngineRequest,
@@ -63,11 +66,13 @@ class Engine:
         limits: Limits | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        observer: Observer | None = None,
     ) -> None:
         self._link = link
         self._tokenizer = tokenizer
         self._limits = limits or Limits()
         self._clock = clock
+        self._recorder = Recorder(clock, observer)
         self._core: SchedulerCore | None = None
         self._events: deque[Event] = deque()
         self._telling = False
@@ -98,12 +103,15 @@ class Engine:
         """Wait for a worker to be connected."""
         await self._ready.wait()
 
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
+    async def stream(
+        self, request: EngineRequest, journey: Journey | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of one generation, the last one with `finish`. Raises AdexError.
 
-        Closing the generator, or cancelling who reads it, cancels the sequence at once.
+        Closing the generator, or cancelling who reads it, cancels the sequence at once. What
+        happens to the sequence, and when, is written into `journey`.
         """
-        stream = self._begin(request)
+        stream = self._begin(request, journey or Journey())
         try:
             while True:
                 while stream.pieces:
@@ -117,7 +125,7 @@ class Engine:
                 await stream.wake.wait()
         finally:
             if not stream.over:
-                self._log_end(stream, "cancelled")
+                self._recorder.ended(stream, "cancelled", self._core)
                 self._forget(stream)
                 self._tell(Cancelled(stream.number))
 
@@ -138,6 +146,14 @@ class Engine:
             )
             for alias, adapter in self._core.named_adapters()
         ]
+
+    def longest_wait_s(self) -> float:
+        """How long the sequence has waited that has waited longest for its first step."""
+        return self._recorder.longest_wait_s(self._streams.values())
+
+    def waiting_names(self) -> set[AdapterKey]:
+        """The adapters that sequences wait to begin with."""
+        return self._recorder.waiting_names(self._streams.values())
 
     def statistics(self) -> CoreStatistics | None:
         """The core's own picture; None until a worker has said hello."""
@@ -176,17 +192,20 @@ class Engine:
 
     # Facts go in.
 
-    def _begin(self, request: EngineRequest) -> Stream:
+    def _begin(self, request: EngineRequest, journey: Journey) -> Stream:
         if self._core is None or self._crash is not None:
             raise WorkerLost("No worker is connected yet", retry_after_s=1.0)
         self._numbers += 1
-        stream = Stream(request, self._numbers, self._tokenizer, self._clock())
+        journey.submitted_s = self._clock()
+        journey.prompt_tokens = len(request.token_ids)
+        stream = Stream(request, self._numbers, self._tokenizer, journey)
         self._streams[stream.number] = stream
         self._credentials.hold(request.key, request.credential)
         self._idle.clear()
         self._tell(
             Arrived(stream.number, request.tenant, request.key, request.token_ids, request.sampling)
         )
+        self._recorder.submitted(stream, self._core)
         return stream
 
     def _on_link_event(self, event: LinkEvent) -> None:
@@ -200,10 +219,15 @@ class Engine:
                 self._ready.set()
             case LinkLost():
                 self._ready.clear()
+                self._recorder.lost()
                 self._tell(WorkerGone(event.reason))
             case Heartbeat():
                 pass
+            case StepOutcome():
+                self._recorder.computed(event)
+                self._tell(event)
             case _:
+                self._recorder.answered(event)
                 self._tell(event)
 
     async def _tick(self) -> None:
@@ -223,7 +247,7 @@ class Engine:
         try:
             while self._events:
                 for instruction in self._core.handle(self._events.popleft(), self._clock()):
-                    self._carry_out(instruction)
+                    self._carry_out(instruction, self._core)
         except Exception as error:
             self._break(error)
         finally:
@@ -242,11 +266,13 @@ class Engine:
 
     # Instructions come out.
 
-    def _carry_out(self, instruction: Instruction) -> None:
+    def _carry_out(self, instruction: Instruction, core: SchedulerCore) -> None:
         match instruction:
             case SendPlan():
                 self._send(instruction.plan)
+                self._recorder.planned(instruction.plan, self._streams, core)
             case Send():
+                self._recorder.sent(instruction.command)
                 self._send(self._credentialed(instruction.command))
             case Emit():
                 self._emit(instruction)
@@ -288,17 +314,18 @@ class Engine:
 
     def _show(self, stream: Stream, token: SampledToken, finish: FinishReason | None) -> None:
         """Give the caller the token; a stop string in its text ends the sequence."""
-        if stream.first_at is None:
-            stream.first_at = self._clock()
+        journey = stream.journey
+        if not journey.generated:
+            journey.first_s = self._clock()
         if stream.push(token, finish) and finish is None:
             self._tell(StopFound(stream.number))
         if stream.finish is not None:
-            self._log_end(stream, stream.finish.value)
+            self._recorder.ended(stream, stream.finish.value, self._core)
             self._forget(stream)
 
     def _fail(self, stream: Stream, error: AdexError) -> None:
         stream.fail(error)
-        self._log_end(stream, error.code)
+        self._recorder.ended(stream, error.code, self._core)
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -306,24 +333,6 @@ class Engine:
             self._credentials.release(stream.request.key)
         if not self._streams:
             self._idle.set()
-
-    def _log_end(self, stream: Stream, how: str) -> None:
-        """One line for each request that ended: never its text, never a private name."""
-        now = self._clock()
-        first_at = stream.first_at
-        digest = self._core.digest_of(stream.number) if self._core else None
-        adapter = "base" if stream.request.key is None else (digest or "unresolved")[:12]
-        _LOG.info(
-            "request=%s adapter=%s prompt_tokens=%d new_tokens=%d first_token_s=%s total_s=%.3f "
-            "finish=%s",
-            stream.request.request_id,
-            adapter,
-            len(stream.request.token_ids),
-            stream.generated,
-            "-" if first_at is None else f"{first_at - stream.submitted_at:.3f}",
-            now - stream.submitted_at,
-            how,
-        )
 
 
 async def _end(tasks: list[asyncio.Task[None] | None]) -> None:

@@ -9,6 +9,7 @@ from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdexError
 from adex_proto.outcome import SampledToken
 from adex_proto.sampling import FinishReason, SamplingParams
+from adex_scheduler.engine.journey import Journey
 from adex_scheduler.text.detokenize import Detokenizer, Vocabulary
 from adex_scheduler.text.stops import StopMatcher
 
@@ -73,13 +74,11 @@ class Stream:
     """
 
     def __init__(
-        self, request: EngineRequest, number: int, texts: TokenTexts, submitted_at: float
+        self, request: EngineRequest, number: int, texts: TokenTexts, journey: Journey
     ) -> None:
         self.request = request
         self.number = number
-        self.submitted_at = submitted_at
-        self.first_at: float | None = None
-        self.generated = 0
+        self.journey = journey
         self.finish: FinishReason | None = None
         self.error: AdexError | None = None
         self.pieces: deque[Piece] = deque()
@@ -104,7 +103,7 @@ class Stream:
 
         That ends the stream as a stop, whatever else would have ended it with this token.
         """
-        self.generated += 1
+        self.journey.generated += 1
         text = self._detokenizer.push(token.token_id)
         if finish is not None:
             text += self._detokenizer.flush()

@@ -11,7 +11,7 @@ from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError, WorkerLost
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
-from adex_scheduler.engine import EngineRequest, Piece
+from adex_scheduler.engine import EngineRequest, Journey, Piece
 from adex_scheduler.front.fields import shown
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.schema import Prompt, Wish
@@ -37,6 +37,14 @@ COMPLETION_FIELDS = FieldNames("prompt", "max_tokens", "min_tokens", "truncate_p
 CHAT_FIELDS = FieldNames("messages", "max_tokens", "min_tokens", "truncate_prompt_tokens")
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One sequence of a request, and what happened to it."""
+
+    request: EngineRequest
+    journey: Journey
+
+
 @dataclass(slots=True)
 class Timeline:
     """When things happened to one request, in seconds of the monotonic clock."""
@@ -45,6 +53,13 @@ class Timeline:
     submitted_s: float = 0.0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
+    runs: list[Run] = field(default_factory=list[Run])
+
+    @property
+    def queue_s(self) -> float:
+        """How long the first of its sequences waited for a step; 0 while none has begun."""
+        admitted = [run.journey.queue_s for run in self.runs if run.journey.admissions]
+        return min(admitted, default=0.0)
 
 
 @dataclass(slots=True)
@@ -213,14 +228,16 @@ async def pieces_of(
     """The sequence's pieces, measured; closing this iterator cancels the sequence."""
     if not timeline.submitted_s:
         timeline.submitted_s = monotonic()
+    journey = Journey()
+    timeline.runs.append(Run(request, journey))
     last_s = 0.0
     count = 0
     try:
-        async with aclosing(serving.engine.stream(request)) as pieces:
+        async with aclosing(serving.engine.stream(request, journey)) as pieces:
             async for piece in pieces:
                 now_s = monotonic()
                 if count == 0:
-                    serving.meters.first_token(now_s - timeline.began_s)
+                    serving.meters.first_token(now_s - timeline.began_s, journey)
                     timeline.first_token_s = timeline.first_token_s or now_s
                 else:
                     serving.meters.next_token(now_s - last_s)
@@ -230,7 +247,7 @@ async def pieces_of(
     finally:
         # A sequence that was refused, or never came to its first token, has read no prompt.
         if count:
-            serving.meters.tokens(len(request.token_ids), count)
+            serving.meters.sequence_ended(monotonic() - timeline.began_s, journey, count)
 
 
 async def gather(

@@ -1,10 +1,13 @@
 """The models and adapters of this server as both doors list them."""
 
 import asyncio
+from collections.abc import Iterable
 
+from adex_proto.adapter import AdapterKey
 from adex_scheduler.front.catalogue import AdapterCard, known_adapters
 from adex_scheduler.front.generation import total_tokens_max
 from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.tenants import Directory
 
 
 async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
@@ -19,6 +22,17 @@ async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
         serving.engine.adapters(),
     )
     return [adapter_card(serving, card) for card in cards]
+
+
+def public_names(directory: Directory, keys: Iterable[AdapterKey]) -> list[str]:
+    """What callers write for these adapters, each once; credentials' own have no public name."""
+    aliases = {key: name for name, key in directory.aliases.items()}
+    names: dict[str, None] = {}
+    for key in keys:
+        if key.tenant == "":
+            revision = f"@{key.revision}" if key.revision else ""
+            names[aliases.get(key, f"{key.name}{revision}")] = None
+    return list(names)
 
 
 def base_card(serving: Serving) -> dict[str, object]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from adex_proto.outcome import WorkerInfo
-from adex_scheduler.engine import AdapterStatus, EngineRequest, Piece
+from adex_scheduler.engine import AdapterStatus, EngineRequest, Journey, Piece
 from adex_scheduler.front.catalogue import LocalAdapters
 from adex_scheduler.front.gate import Gate
 from adex_scheduler.front.schema import RequestLimits
@@ -26,8 +26,13 @@ class TextEngine(Protocol):
         """Whether requests can be served now."""
         ...
 
-    def stream(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
-        """The pieces of one sequence; closing the iterator cancels it. Raises AdexError."""
+    def stream(
+        self, request: EngineRequest, journey: Journey | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """The pieces of one sequence; closing the iterator cancels it. Raises AdexError.
+
+        What happens to the sequence, and when, is written into `journey`.
+        """
         ...
 
     def adapters(self) -> Sequence[AdapterStatus]:
@@ -42,7 +47,7 @@ class Meters(Protocol):
         """One request is over; `code` is "ok" or an error's stable code."""
         ...
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, journey: Journey) -> None:
         """A sequence's first token came this long after its request."""
         ...
 
@@ -50,8 +55,8 @@ class Meters(Protocol):
         """A sequence's next token came this long after the one before."""
         ...
 
-    def tokens(self, prompt: int, generated: int) -> None:
-        """A sequence ended, with so many tokens read and written."""
+    def sequence_ended(self, seconds: float, journey: Journey, generated: int) -> None:
+        """A sequence that had a token ended so long after its request, `generated` tokens read."""
         ...
 
     def exposition(self) -> bytes:

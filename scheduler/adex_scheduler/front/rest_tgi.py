@@ -118,12 +118,14 @@ def _model_headers(serving: Serving, ask: Ask) -> dict[str, str]:
 def _time_headers(visit: Visit) -> dict[str, str]:
     """Milliseconds and counts, as LoRAX names them; what is not measured is left out."""
     timeline = visit.timeline
-    inference_s = timeline.last_token_s - timeline.submitted_s
+    queue_s = timeline.queue_s
+    inference_s = timeline.last_token_s - timeline.submitted_s - queue_s
     decode_s = timeline.last_token_s - timeline.first_token_s
     return {
         "x-compute-time": _milliseconds(visit.seconds),
         "x-total-time": _milliseconds(visit.seconds),
         "x-validation-time": _milliseconds(timeline.submitted_s - timeline.began_s),
+        "x-queue-time": _milliseconds(queue_s),
         "x-inference-time": _milliseconds(inference_s),
         "x-time-per-token": _milliseconds(inference_s / max(1, visit.new_tokens)),
         "x-time-to-first-token": _milliseconds(timeline.first_token_s - timeline.began_s),

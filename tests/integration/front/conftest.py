@@ -16,7 +16,7 @@ from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLost
 from adex_proto.outcome import SampledToken, WorkerInfo
 from adex_proto.sampling import FinishReason
-from adex_scheduler.engine import AdapterStatus, EngineRequest, Piece
+from adex_scheduler.engine import AdapterStatus, EngineRequest, Journey, Piece
 from adex_scheduler.front.listener import runner_of
 from adex_scheduler.front.ports import FrontOptions, Serving
 from adex_scheduler.front.tenants import Directory
@@ -81,7 +81,9 @@ class ScriptedEngine:
     pause_s: float = 0.0
     hold: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
+    async def stream(
+        self, request: EngineRequest, journey: Journey | None = None
+    ) -> AsyncGenerator[Piece, None]:
         self.requests.append(request)
         name = request.key.name if request.key else ""
         try:
@@ -149,20 +151,20 @@ class CountingMeters:
     answered: list[tuple[str, str]] = field(default_factory=list)
     firsts: int = 0
     nexts: int = 0
-    counted: list[tuple[int, int]] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)
 
     def request_answered(self, endpoint: str, code: str, seconds: float) -> None:
         assert seconds >= 0
         self.answered.append((endpoint, code))
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, journey: Journey) -> None:
         self.firsts += 1
 
     def next_token(self, seconds: float) -> None:
         self.nexts += 1
 
-    def tokens(self, prompt: int, generated: int) -> None:
-        self.counted.append((prompt, generated))
+    def sequence_ended(self, seconds: float, journey: Journey, generated: int) -> None:
+        self.counted.append(generated)
 
     def exposition(self) -> bytes:
         return b"adex_requests_total 1\n"

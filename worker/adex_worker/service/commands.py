@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
@@ -31,6 +33,12 @@ _LOG = logging.getLogger(__name__)
 
 # Downloads wait for networks, so many may; reads and copies contend for one disk and one link.
 _THREADS: dict[type[AdapterCommand], int] = {Fetch: 8, Stage: 4, PageIn: 2, Evict: 1}
+_NAMES: dict[type[AdapterCommand], str] = {
+    Fetch: "fetch",
+    Stage: "stage",
+    PageIn: "page_in",
+    Evict: "evict",
+}
 COMMANDS_UNDER_WAY_MAX = 16384
 # How far the threads of commands stand behind those of steps, where both want the processor.
 _NICE = 10
@@ -57,11 +65,26 @@ def _step_aside() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
+@dataclass(frozen=True, slots=True)
+class CommandStatistics:
+    """Commands of one kind since the start: taken, ended by kind of end, and seconds of work."""
+
+    kind: str
+    taken: int
+    done: int
+    failed: int
+    seconds: float
+
+
 class CommandPools:
     """The threads that commands run on; they outlive streams."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._counting = threading.Lock()
+        self._counts = {
+            kind: CommandStatistics(name, 0, 0, 0, 0.0) for kind, name in _NAMES.items()
+        }
         self._pools = {
             kind: ThreadPoolExecutor(threads, f"adex-{kind.__name__.lower()}", _step_aside)
             for kind, threads in _THREADS.items()
@@ -85,8 +108,43 @@ class CommandPools:
             return _failed(command, ServerError(f"{kind} failed ({type(error).__name__})"))
         return result
 
+    def statistics(self) -> tuple[CommandStatistics, ...]:
+        """One for each kind. Any thread may ask."""
+        with self._counting:
+            return tuple(self._counts.values())
+
     def _perform(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
         """Blocks; called on the pool's threads."""
+        began_s = time.monotonic()
+        self._count(command, taken=1)
+        try:
+            event = self._carry_out(command, dropped)
+        except BaseException:
+            self._count(command, failed=1, seconds=time.monotonic() - began_s)
+            raise
+        self._count(command, done=1, seconds=time.monotonic() - began_s)
+        return event
+
+    def _count(
+        self,
+        command: AdapterCommand,
+        *,
+        taken: int = 0,
+        done: int = 0,
+        failed: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        with self._counting:
+            old = self._counts[type(command)]
+            self._counts[type(command)] = CommandStatistics(
+                old.kind,
+                old.taken + taken,
+                old.done + done,
+                old.failed + failed,
+                old.seconds + seconds,
+            )
+
+    def _carry_out(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
         if dropped.is_set():
             raise ServerError("the stream that asked for this has ended")
         match command:

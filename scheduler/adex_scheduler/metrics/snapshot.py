@@ -1,17 +1,8 @@
-"""What a scheduler tells Prometheus: what callers saw, and the core's picture when asked.
+"""The core's picture as metrics: read when Prometheus asks, so that a step pays nothing."""
 
-No label names an adapter or a tenant: there may be thousands, and some are private.
-"""
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from collections.abc import Callable, Iterable, Mapping
-
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -19,18 +10,11 @@ from adex_proto.adapter import Tier
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.core.statistics import CoreStatistics
 
-# From a token of a small model to a generation of minutes.
-_REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-_FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
-_NEXT_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
-
 _EVENTS = (
     ("steps", "Steps the worker answered", "steps"),
     ("preemptions", "Sequences set aside for want of pages", "preemptions"),
     ("dropped_tokens", "Tokens computed after their sequence had ended", "dropped_tokens"),
     ("prefix_hit_blocks", "KV blocks reused instead of computed", "prefix_hits"),
-    ("adapter_fetches", "Adapters resolved and brought to disk", "fetches"),
-    ("adapter_fetch_failures", "Adapters that could not be fetched", "fetch_failures"),
     ("adapter_stages", "Adapters read into host memory", "stages"),
     ("adapter_page_ins", "Adapters copied to the device", "page_ins"),
     ("adapter_move_failures", "Moves that did not arrive", "move_failures"),
@@ -44,24 +28,34 @@ _GAUGES = (
     ("steps_in_flight", "Steps sent and not answered", "steps_in_flight"),
     ("slots_used", "Adapters that steps may address", "slots_used"),
     ("pool_largest_free_run_pages", "The longest run of free pages", "largest_run"),
+    ("running_adapters", "Adapters that sequences in steps use", "adapters_running"),
     ("adapter_names", "Adapter names remembered", "names"),
 )
 
 
-class _CoreCollector(Collector):
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers of a scrape come from; each is called on the event loop.
+
+    `names` are the public names of the adapters on the device, and of those that sequences wait
+    for: only aliases for other servers' dashboards show them.
+    """
+
+    statistics: Callable[[], CoreStatistics | None]
+    info: Callable[[], WorkerInfo | None]
+    longest_wait_s: Callable[[], float] = lambda: 0.0
+    names: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ())
+
+
+class CoreCollector(Collector):
     """Reads a snapshot of the core for each scrape."""
 
-    def __init__(
-        self,
-        statistics: Callable[[], CoreStatistics | None],
-        info: Callable[[], WorkerInfo | None],
-    ) -> None:
-        self._statistics = statistics
-        self._info = info
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of one scrape; none of the core's until a worker has said hello."""
-        core, worker = self._statistics(), self._info()
+        core, worker = self._sources.statistics(), self._sources.info()
         if core is None or worker is None:
             yield GaugeMetricFamily("adex_worker_connected", _GAUGES[0][1], value=0)
             return
@@ -69,6 +63,15 @@ class _CoreCollector(Collector):
             yield CounterMetricFamily(f"adex_{name}", text, value=getattr(core, field))
         for name, text, field in _GAUGES:
             yield GaugeMetricFamily(f"adex_{name}", text, value=float(getattr(core, field)))
+        longest_s = self._sources.longest_wait_s()
+        yield GaugeMetricFamily(
+            "adex_longest_wait_seconds", "Of the sequences waiting to begin", value=longest_s
+        )
+        yield GaugeMetricFamily(
+            "adex_kv_cache_usage_ratio",
+            "Share of the pool that running sequences and adapters in use hold",
+            value=core.pages_held / max(core.pages, 1),
+        )
         yield _labelled(
             GaugeMetricFamily("adex_pool_pages", "Pages of the device pool", labels=["owner"]),
             {
@@ -90,7 +93,30 @@ class _CoreCollector(Collector):
                 "disk": core.disk_bytes,
             },
         )
+        yield from _moves(core)
+        yield CounterMetricFamily(
+            "adex_prefix_hit_tokens",
+            "Prompt tokens whose KV blocks were reused",
+            value=core.prefix_hits * worker.block_tokens,
+        )
         yield from _ends(core)
+
+
+def _moves(core: CoreStatistics) -> Iterable[Metric]:
+    yield _labelled(
+        GaugeMetricFamily("adex_adapter_moves_in_flight", "Moves under way", labels=["move"]),
+        {
+            "fetch": core.fetches_in_flight,
+            "stage": core.stages_in_flight,
+            "page_in": core.page_ins_in_flight,
+        },
+    )
+    yield _labelled(
+        CounterMetricFamily(
+            "adex_adapter_moved_bytes", "Bytes of adapters copied over a link", labels=["link"]
+        ),
+        {"disk_to_host": core.staged_bytes, "host_to_device": core.paged_in_bytes},
+    )
 
 
 def _ends(core: CoreStatistics) -> Iterable[Metric]:
@@ -120,69 +146,3 @@ def _labelled(
     for label in sorted(values):
         family.add_metric([label], values[label])
     return family
-
-
-class SchedulerMetrics:
-    """The meters that the fronts report to, and the exposition of everything."""
-
-    def __init__(
-        self,
-        statistics: Callable[[], CoreStatistics | None],
-        info: Callable[[], WorkerInfo | None],
-    ) -> None:
-        # When a counter was born doubles the number of series and tells nobody anything.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        self._registry.register(_CoreCollector(statistics, info))
-        self._requests = Counter(
-            "adex_requests",
-            "Requests answered, by route and stable code",
-            ["endpoint", "code"],
-            registry=self._registry,
-        )
-        self._seconds = Histogram(
-            "adex_request_duration_seconds",
-            "From a request's arrival to the end of its answer",
-            ["endpoint"],
-            buckets=_REQUEST_SECONDS,
-            registry=self._registry,
-        )
-        self._first = self._histogram(
-            "adex_time_to_first_token_seconds",
-            "From a request's arrival to its first token",
-            _FIRST_TOKEN_SECONDS,
-        )
-        self._next = self._histogram(
-            "adex_inter_token_seconds", "Between two tokens of a sequence", _NEXT_TOKEN_SECONDS
-        )
-        self._prompt_tokens = Counter(
-            "adex_prompt_tokens", "Prompt tokens of ended sequences", registry=self._registry
-        )
-        self._new_tokens = Counter(
-            "adex_generated_tokens", "Tokens given to callers", registry=self._registry
-        )
-
-    def request_answered(self, endpoint: str, code: str, seconds: float) -> None:
-        """One request is over; `code` is "ok" or an error's stable code."""
-        self._requests.labels(endpoint, code).inc()
-        self._seconds.labels(endpoint).observe(seconds)
-
-    def first_token(self, seconds: float) -> None:
-        """A sequence's first token came this long after its request."""
-        self._first.observe(seconds)
-
-    def next_token(self, seconds: float) -> None:
-        """A sequence's next token came this long after the one before."""
-        self._next.observe(seconds)
-
-    def tokens(self, prompt: int, generated: int) -> None:
-        """A sequence ended, with so many tokens read and written."""
-        self._prompt_tokens.inc(prompt)
-        self._new_tokens.inc(generated)
-
-    def exposition(self) -> bytes:
-        """Everything measured, in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, buckets=buckets, registry=self._registry)
