@@ -56,16 +56,21 @@ RESIDENCES = {
 }
 RESIDENCE_REASONS = {
     (Residence.DISK, Residence.STAGING): "somebody waits for it",
-    (Residence.DISK, Residence.LEAVING_DISK): "the disk is over its budget, or the copy is damaged",
+    (
+        Residence.DISK,
+        Residence.LEAVING_DISK,
+    ): "the disk is over its budget, the copy is damaged, or unloaded",
     (Residence.STAGING, Residence.HOST): "read",
     (Residence.STAGING, Residence.DISK): "could not be read",
     (Residence.HOST, Residence.PLACING): "there is room, or idle ones make it",
-    (Residence.HOST, Residence.LEAVING_HOST): "others want the memory",
+    (Residence.HOST, Residence.LEAVING_HOST): "others want the memory, or unloaded",
     (Residence.PLACING, Residence.PAGING_IN): "the run is free",
     (Residence.PAGING_IN, Residence.DEVICE): "copied",
     (Residence.PAGING_IN, Residence.HOST): "could not be copied",
-    (Residence.DEVICE, Residence.DRAINING): "its turn is over and another's is due; still pinned",
-    (Residence.DEVICE, Residence.LEAVING_DEVICE): "not pinned, and its pages or slot are wanted",
+    (Residence.DEVICE, Residence.DRAINING): "its turn is over and another's is due, or "
+    "unloaded; still pinned",
+    (Residence.DEVICE, Residence.LEAVING_DEVICE): "not pinned, and its pages or slot are "
+    "wanted, or unloaded",
     (Residence.DRAINING, Residence.LEAVING_DEVICE): "the last pin is gone",
     (Residence.LEAVING_DEVICE, Residence.HOST): "gone; the host copy stayed",
     (Residence.LEAVING_DEVICE, Residence.LEAVING_HOST): "gone; the host copy leaves too",

@@ -11,6 +11,7 @@ AdexError
 │   ├── AdapterMismatch        adapter_mismatch         made for another base model
 │   ├── RankTooLarge           rank_too_large           rank above the server's limit
 │   ├── AdapterTooLarge        adapter_too_large        more bytes than its budget can hold
+│   ├── PinRefused             pin_refused              pins would keep more than their share
 │   ├── Unauthorized           unauthorized             the credential is missing or refused
 │   ├── RouteNotFound          route_not_found          the server has no such route
 │   └── RequestTooLarge        request_too_large        more bytes than the server reads
@@ -123,6 +124,12 @@ class AdapterTooLarge(CallerError):
     """The adapter needs more bytes than the budget it must fit."""
 
     code = "adapter_too_large"
+
+
+class PinRefused(CallerError):
+    """Pins would keep more of a tier than their share of it."""
+
+    code = "pin_refused"
 
 
 class Unauthorized(CallerError):

@@ -10,7 +10,9 @@
     │   ├── AdapterUnsupported     adapter_unsupported      a format or option not served
     │   ├── AdapterMismatch        adapter_mismatch         made for another base model
     │   ├── RankTooLarge           rank_too_large           rank above the server's limit
-    │   └── AdapterTooLarge        adapter_too_large        more bytes than its budget can hold
+    │   ├── AdapterTooLarge        adapter_too_large        more bytes than its budget can hold
+    │   ├── PinRefused             pin_refused              pins would keep more than their share
+    │   └── Unauthorized           unauthorized             the credential is missing or refused
     ├── CapacityError              the same request may succeed later
     │   ├── Overloaded             overloaded               a queue is full
     │   ├── ShuttingDown           shutting_down            the server drains
@@ -105,6 +107,18 @@ class AdapterTooLarge(CallerError):
     """The adapter needs more bytes than the budget it must fit."""
 
     code = "adapter_too_large"
+
+
+class PinRefused(CallerError):
+    """Pins would keep more of a tier than their share of it."""
+
+    code = "pin_refused"
+
+
+class Unauthorized(CallerError):
+    """The credential is missing, or may not do this."""
+
+    code = "unauthorized"
 
 
 class CapacityError(AdexError):

@@ -54,6 +54,10 @@ _TIERS = {
 }
 
 
+AT_REST = frozenset({Residence.DISK, Residence.HOST, Residence.DEVICE})
+"""Where nothing is under way."""
+
+
 class HostCopy(Enum):
     """Whether host memory holds the bundle; beside a device copy it may go on its own."""
 
@@ -90,6 +94,10 @@ class Adapter:
     used_at: float = 0.0
     waiting: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
     names: dict[AdapterKey, None] = field(default_factory=dict[AdapterKey, None])
+    keepers: dict[AdapterKey, Tier] = field(default_factory=dict[AdapterKey, Tier])
+    """The names an operator has pinned, with the tier each is kept in."""
+    kept: Tier = Tier.ABSENT
+    """The nearest of these tiers."""
 
     @property
     def digest(self) -> str:
@@ -110,6 +118,8 @@ class Adapter:
         """Where one more sequence finds it: a copy that leaves serves nobody new."""
         if self.residence is Residence.DEVICE:
             return Tier.DEVICE
+        if self.residence is Residence.LEAVING_DISK:
+            return Tier.ABSENT
         return Tier.HOST if self.host is HostCopy.HELD else Tier.DISK
 
     @property
@@ -119,6 +129,13 @@ class Adapter:
     def first_waiting(self) -> int:
         """The number of the oldest sequence that waits for it."""
         return min(self.waiting)
+
+    def keep(self, key: AdapterKey, tier: Tier) -> None:
+        """A pinned name keeps it in `tier` from now on; ABSENT: no longer."""
+        self.keepers[key] = tier
+        if tier is Tier.ABSENT:
+            del self.keepers[key]
+        self.kept = max(self.keepers.values(), default=Tier.ABSENT)
 
     def move(self, to: Residence) -> None:
         """Go on to another residence; only what MOVES allows."""
@@ -136,6 +153,8 @@ class Alias:
     fetching: bool = False
     error: AdexError | None = None
     failed_until: float = 0.0
+    pinned: bool = False
+    """An operator has pinned it: it is not forgotten."""
     waiting: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
 
 
@@ -157,10 +176,17 @@ class Names:
         """Every name, the longest unused first."""
         return list(self._aliases.values())
 
+    def forget(self, alias: Alias) -> None:
+        """Know nothing of the name any more; nobody waits for it."""
+        assert not alias.fetching
+        assert not alias.waiting
+        del self._aliases[alias.key]
+
     def use(self, key: AdapterKey) -> tuple[Alias, list[Alias]]:
         """The name, known from now on, and the names forgotten in its favour.
 
-        Names somebody waits for stay, so there may be as many more than `aliases_max`.
+        Names that are pinned or that somebody waits for stay, so there may be as many more than
+        `aliases_max`.
         """
         alias = self._aliases.get(key)
         if alias is not None:
@@ -172,7 +198,7 @@ class Names:
             if len(self._aliases) <= self._aliases_max:
                 break
             oldest_key, oldest = next(iter(self._aliases.items()))
-            if oldest.fetching or oldest.waiting:
+            if oldest.fetching or oldest.waiting or oldest.pinned:
                 self._aliases.move_to_end(oldest_key)
             else:
                 del self._aliases[oldest_key]

@@ -248,7 +248,8 @@ class Batch:
         self._awaited = pages
         # With nothing running, nothing else would ever give pages back.
         nothing_runs = self.running == 0 and not self.flights
-        self._paging.relinquish(short, wanted=nothing_runs, spare=self._paging.adapter_of(sequence))
+        own = self._paging.adapter_of(sequence)
+        self._paging.relinquish(short, wanted=nothing_runs, kept=nothing_runs, spare=own)
         return True
 
     def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
@@ -289,7 +290,7 @@ class Batch:
             short -= len(sequence.blocks)
             self._preempt(sequence)
         if short > 0:
-            self._paging.relinquish(short + self._tiers.pages_leaving, wanted=True)
+            self._paging.relinquish(short + self._tiers.pages_leaving, wanted=True, kept=True)
 
     def _split_leaving(self, draft: Draft) -> tuple[list[Sequence], list[Sequence]]:
         """Those this plan may list as finished, and those preempted after it had planned for them.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adex_proto.adapter import AdapterKey
+from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.outcome import AdapterEvent, Hello, StepOutcome
 from adex_proto.sampling import SamplingParams
 
@@ -59,8 +59,71 @@ class Drained:
     """Take nothing new; finish what there is."""
 
 
+# What an operator asks about an adapter. Each is answered once, by Brought or Fail under its
+# number, which comes from the same series as the numbers of sequences; Cancelled says that nobody
+# waits for the answer any more.
+
+
+@dataclass(frozen=True, slots=True)
+class Preload:
+    """Bring the adapter as near as `tier`, as a request for it would.
+
+    `hint`: only while nothing else is wanted on the way; answered at once.
+    """
+
+    number: int
+    tenant: str
+    key: AdapterKey
+    tier: Tier
+    hint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Bring the adapter to HOST or DEVICE and keep whatever the name means there until Unpin."""
+
+    number: int
+    tenant: str
+    key: AdapterKey
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """Keep the adapter nowhere any more. A name that is not pinned is fine."""
+
+    number: int
+    key: AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Resolve the name again now, whatever is known of it, failures included.
+
+    Sequences that are bound to a version finish with it.
+    """
+
+    number: int
+    tenant: str
+    key: AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Forget the name, and send its version away: from the device once those who use it have
+    ended, from host memory, and with `disk` from the disk. Bytes that other names mean stay.
+    """
+
+    number: int
+    key: AdapterKey
+    disk: bool = False
+
+
+Control = Preload | Pin | Unpin | Reload | Unload
+
 Event = (
     Arrived
+    | Control
     | Cancelled
     | StopFound
     | StepOutcome

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from adex_proto.adapter import Tier
 from adex_proto.errors import AdexError
 from adex_proto.outcome import SampledToken
 from adex_proto.plan import AdapterCommand, StepPlan
@@ -42,13 +43,26 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class Brought:
+    """What an operator asked about an adapter has come as far as `tier`; `done` ends it.
+
+    `digest` is the version meant, "" while none is known.
+    """
+
+    number: int
+    digest: str
+    tier: Tier
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnect:
     """The worker broke the contract: close its stream, which makes a WorkerGone."""
 
     reason: str
 
 
-Instruction = SendPlan | Send | Emit | Fail | Disconnect
+Instruction = SendPlan | Send | Emit | Fail | Brought | Disconnect
 
 
 @dataclass(slots=True)
@@ -57,7 +71,9 @@ class Outbox:
 
     plans: list[SendPlan] = field(default_factory=list[SendPlan])
     commands: list[Send] = field(default_factory=list[Send])
-    answers: list[Emit | Fail | Disconnect] = field(default_factory=list[Emit | Fail | Disconnect])
+    answers: list[Emit | Fail | Brought | Disconnect] = field(
+        default_factory=list[Emit | Fail | Brought | Disconnect]
+    )
 
     def take(self) -> list[Instruction]:
         """All instructions since the last call."""

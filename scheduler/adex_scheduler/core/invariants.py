@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.fairness import Line
 from adex_scheduler.core.sequence import Sequence, Stage
@@ -21,6 +22,7 @@ def check(core: SchedulerCore) -> None:
     _check_ledgers(core)
     _check_idle_groups(core)
     _check_names(core)
+    _check_pins(core)
     _check_sequences(core)
     _check_queues(core)
     _check_steps(core)
@@ -147,16 +149,22 @@ def _check_idle_groups(core: SchedulerCore) -> None:
     for adapter in tiers.adapters.values():
         on_device = adapter.residence is Residence.DEVICE
         unpinned = on_device and adapter.pins == 0
-        assert (adapter.digest in tiers.device_idle) == (unpinned and not adapter.waiting)
-        assert (adapter.digest in tiers.device_wanted) == (unpinned and bool(adapter.waiting))
-        assert (adapter.digest in tiers.device_pinned) == (on_device and adapter.pins > 0)
+        kept = adapter.kept is Tier.DEVICE
+        loose = unpinned and not kept
+        assert (adapter.digest in tiers.device_idle) == (loose and not adapter.waiting)
+        assert (adapter.digest in tiers.device_wanted) == (loose and bool(adapter.waiting))
+        pinned = on_device and adapter.pins > 0 and not kept
+        assert (adapter.digest in tiers.device_pinned) == pinned
+        assert (adapter.digest in tiers.device_kept) == (unpinned and kept)
         is_draining = adapter.residence is Residence.DRAINING
         assert (adapter.digest in tiers.draining) == is_draining
         spare = on_device or (adapter.residence is Residence.HOST and adapter.users == 0)
         held = adapter.host is HostCopy.HELD
-        assert (adapter.digest in tiers.host_idle) == (spare and held)
+        held_on_host = adapter.kept is Tier.HOST
+        assert (adapter.digest in tiers.host_idle) == (spare and held and not held_on_host)
+        assert (adapter.digest in tiers.host_kept) == (spare and held and held_on_host)
         unused = adapter.residence is Residence.DISK and adapter.users == 0
-        assert (adapter.digest in tiers.disk_idle) == unused
+        assert (adapter.digest in tiers.disk_idle) == (unused and not adapter.kept)
     for group in (tiers.device_idle, tiers.device_wanted, tiers.host_idle, tiers.disk_idle):
         assert group.keys() <= tiers.adapters.keys()
 
@@ -169,13 +177,47 @@ def _check_names(core: SchedulerCore) -> None:
         for number in alias.waiting:
             assert core.sequences[number].digest == ""
         if alias.digest is not None:
-            assert not alias.waiting
+            errands = [core.sequences[number].errand for number in alias.waiting]
+            assert all(errand and errand.anew for errand in errands)
             means.setdefault(alias.digest, set()).add(str(alias.key))
     for adapter in core.tiers.adapters.values():
         assert {str(key) for key in adapter.names} == means.pop(adapter.digest, set())
     assert not means, f"names of versions nobody holds: {means}"
     busy = core.limits.waiting_max + core.info.step_sequences_max + core.limits.fetches_max
     assert len(core.residency.names) <= core.limits.aliases_max + busy
+
+
+def _check_pins(core: SchedulerCore) -> None:
+    """A pin keeps its adapter, or an errand is on its way to, or it says why it cannot."""
+    control, tiers = core.control, core.tiers
+    errands = [s for s in core.sequences.values() if s.errand is not None]
+    assert core.errands.living == len(errands)
+    assert len(errands) <= core.limits.errands_max + core.limits.pins_max + 1
+    for sequence in errands:
+        assert not sequence.tokens
+        assert sequence.stage is Stage.WAITING_ADAPTER
+    if not core.connected:
+        return
+    for key, pinned in control.pins.items():
+        alias = core.residency.names.get(key)
+        adapter = tiers.adapters.get(alias.digest or "") if alias else None
+        if pinned.errand:
+            assert core.sequences[pinned.errand].key == key
+        elif pinned.error is None and key not in tiers.unsettled:
+            assert adapter is not None, f"{key} is pinned and means nothing"
+            assert adapter.keepers[key] is pinned.tier
+            assert adapter.at_hand >= pinned.tier, f"{key} is not where it is pinned"
+    kept = [adapter for adapter in tiers.adapters.values() if adapter.kept]
+    for adapter in kept:
+        assert adapter.kept is max(adapter.keepers.values())
+        assert adapter.keepers.keys() <= control.pins.keys() & adapter.names.keys()
+    share = core.limits.pinned_fraction
+    device = [adapter for adapter in kept if adapter.kept is Tier.DEVICE]
+    host = [adapter for adapter in kept if adapter.kept is Tier.HOST]
+    assert len(device) <= share * core.info.slots_max
+    assert sum(adapter.pages for adapter in device) <= share * core.info.pages
+    assert sum(a.version.bundle_bytes for a in host) <= share * core.info.host_bytes
+    assert sum(a.version.bundle_bytes for a in kept) <= share * core.info.disk_bytes
 
 
 def _check_sequences(core: SchedulerCore) -> None:
@@ -207,7 +249,8 @@ def _check_queues(core: SchedulerCore) -> None:
             f"{sequence.number} is {sequence.stage}"
         )
     assert not standing, f"strangers in line: {standing}"
-    waiting = Counter(s.tenant for s in core.sequences.values() if s.stage in _WAITING)
+    requests = [s for s in core.sequences.values() if s.errand is None]
+    waiting = Counter(s.tenant for s in requests if s.stage in _WAITING)
     living = Counter(s.tenant for s in core.sequences.values())
     assert core.tenants.waiting == sum(waiting.values())
     for tenant, count in living.items():
@@ -221,6 +264,9 @@ def _expected_line(core: SchedulerCore, sequence: Sequence) -> Line | None:
         return None
     if sequence.key is None:
         return tiers.ready
+    if sequence.digest and sequence.errand is not None:
+        adapter = tiers.adapters[sequence.digest]
+        assert adapter.at_hand < sequence.errand.tier, f"errand {sequence.number} is over"
     if not sequence.digest:
         alias = core.residency.names.get(sequence.key)
         assert alias is not None

@@ -40,6 +40,13 @@ class Limits:
     turn_s: float = 2.0
     """An adapter on the device keeps its place for a turn, which ends after so many admissions or
     so much time, whichever is first; then it may have to make way for one that is due."""
+    errands_max: int = 256
+    """What operators may have under way, preloads and pins among it."""
+    hints_max: int = 64
+    """Prefetch hints that wait for an idle moment; the oldest is forgotten for a new one."""
+    pins_max: int = 1024
+    pinned_fraction: float = 0.5
+    """Names that may be pinned, and the share of slots, pages, host memory and disk for them."""
     watermark_fraction: float = 0.01
     """Share of the pages that admission leaves free, so that running sequences can grow."""
     prefix_cache: bool = True
@@ -51,5 +58,7 @@ class Limits:
                 continue
             if value < 0 or (isinstance(value, int) and value == 0 and "retries" not in field.name):
                 raise ValueError(f"{field.name} must be positive, got {value}")
+        if self.pinned_fraction > 1:
+            raise ValueError(f"pinned_fraction must be at most 1, got {self.pinned_fraction}")
         if self.watermark_fraction >= 0.5:
             raise ValueError(f"watermark_fraction must be below 0.5, got {self.watermark_fraction}")

@@ -34,6 +34,7 @@ class Paging:
         self._tiers = tiers
         self._turns = turns
         self.keep_pages = 0
+        self._cleared_for: Sequence | None = None
 
     def advance(self, now: float) -> None:
         """Begin every move that is wanted, allowed and has room."""
@@ -44,17 +45,20 @@ class Paging:
         if self._tiers.to_page_in:
             self._page_in(now)
 
-    def relinquish(self, pages: int, *, wanted: bool, spare: Adapter | None = None) -> None:
+    def relinquish(
+        self, pages: int, *, wanted: bool, kept: bool = False, spare: Adapter | None = None
+    ) -> None:
         """Evict idle adapters until `pages` pages are leaving, or no candidate is left.
 
         `wanted`: those that someone waits for too, the latest needed first, except `spare`.
+        `kept`: at last those an operator has pinned, which come back when there is room.
         """
         tiers = self._tiers
         while tiers.pages_leaving < pages and tiers.device_idle:
             tiers.evict_device(next(iter(tiers.device_idle.values())))
         if not wanted or tiers.pages_leaving >= pages:
             return
-        for adapter in self._wanted_latest_first(spare):
+        for adapter in [*self._wanted_latest_first(spare), *(self._kept(spare) if kept else ())]:
             if tiers.pages_leaving >= pages:
                 return
             tiers.evict_device(adapter)
@@ -112,20 +116,27 @@ class Paging:
         tiers = self._tiers
         while tiers.staging < self._limits.stages_max:
             held = self._turns.held_for
-            sequence = (
-                held if held is not None and held in tiers.to_stage else tiers.to_stage.first()
-            )
+            urgent = [s for s in (held, self._cleared_for) if s is not None and s in tiers.to_stage]
+            sequence = urgent[0] if urgent else tiers.to_stage.first()
             if sequence is None:
                 return
             adapter = tiers.adapters[sequence.digest]
-            if not self._find_host_room(adapter.version.bundle_bytes, wanted=sequence is held):
+            size = adapter.version.bundle_bytes
+            kept_bytes = sum(a.version.bundle_bytes for a in tiers.host_kept.values())
+            if kept_bytes + size > tiers.info.host_bytes:
+                # It would never fit beside what operators have pinned, which comes back after it.
+                self._cleared_for = sequence
+            cleared = sequence is self._cleared_for
+            if not self._find_host_room(size, wanted=sequence is held, kept=cleared):
                 return
+            self._cleared_for = None
             tiers.stage(adapter)
 
-    def _find_host_room(self, size: int, *, wanted: bool) -> bool:
+    def _find_host_room(self, size: int, *, wanted: bool, kept: bool) -> bool:
         """Whether `size` bytes of host memory are free; if not, idle copies are sent away.
 
-        `wanted`: those that someone waits for too, the latest needed first.
+        `wanted`: those that someone waits for too, the latest needed first. `kept`: at last those
+        an operator has pinned.
         """
         tiers = self._tiers
 
@@ -140,6 +151,9 @@ class Paging:
             for adapter in sorted(copies, key=lambda adapter: -adapter.first_waiting()):
                 if short():
                     tiers.evict_host(adapter)
+        for adapter in list(tiers.host_kept.values()) if kept else ():
+            if short():
+                tiers.evict_host(adapter)
         return tiers.host_bytes + size <= tiers.info.host_bytes
 
     def _page_in(self, now: float) -> None:
@@ -160,10 +174,10 @@ class Paging:
         if tiers.slots_free:
             candidates: Iterator[Adapter] = islice(tiers.device_idle.values(), CANDIDATES)
             if held:
-                candidates = self._idle_then_wanted(adapter)
+                candidates = self._all_but(adapter)
             room = find_room(adapter.pages, tiers.pool, candidates)
         elif not tiers.slots_leaving:
-            self.relinquish(1, wanted=held, spare=adapter)
+            self.relinquish(1, wanted=held, kept=held, spare=adapter)
         if room is None:
             self._turns.note_blocked(sequence, now)
             self._make_way(adapter, sequence, now)
@@ -176,7 +190,7 @@ class Paging:
         short = self.keep_pages + adapter.pages - displaced - tiers.blocks.available
         if short > 0:
             self._turns.note_blocked(sequence, now)
-            self.relinquish(short, wanted=held, spare=adapter)
+            self.relinquish(short, wanted=held, kept=held, spare=adapter)
             return False
         self._turns.begin(adapter, now)
         tiers.place(adapter, room.first, room.victims)
@@ -195,9 +209,14 @@ class Paging:
         for victim in victims:
             tiers.drain(victim, sequence.number)
 
-    def _idle_then_wanted(self, spare: Adapter) -> Iterator[Adapter]:
+    def _all_but(self, spare: Adapter) -> Iterator[Adapter]:
+        """Every adapter no step uses: idle, then wanted, then pinned by an operator."""
         yield from list(self._tiers.device_idle.values())
         yield from self._wanted_latest_first(spare)
+        yield from self._kept(spare)
+
+    def _kept(self, spare: Adapter | None) -> list[Adapter]:
+        return [a for a in self._tiers.device_kept.values() if a is not spare]
 
     def _wanted_latest_first(self, spare: Adapter | None) -> list[Adapter]:
         wanted = [a for a in self._tiers.device_wanted.values() if a is not spare]

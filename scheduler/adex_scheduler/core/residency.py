@@ -7,10 +7,19 @@ it is a credentialed one: then only the source can say whether the request may s
 """
 
 from collections import Counter, OrderedDict
+from typing import assert_never
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdapterTooLarge, AdexError, CallerError, SourceUnavailable
-from adex_proto.outcome import Evicted, Fetched, FetchFailed, Held, MoveFailed
+from adex_proto.outcome import (
+    AdapterEvent,
+    Evicted,
+    Fetched,
+    FetchFailed,
+    Held,
+    Moved,
+    MoveFailed,
+)
 from adex_proto.plan import Fetch
 from adex_scheduler.core.adapters import Adapter, Alias, Names, Residence
 from adex_scheduler.core.fairness import Line
@@ -33,6 +42,15 @@ class Residency:
         self._tiers = tiers
         self._out = out
 
+    def named_adapters(self) -> list[tuple[Alias, Adapter]]:
+        """Every name that means a version now, the longest unused first."""
+        adapters = self._tiers.adapters
+        return [
+            (alias, adapters[alias.digest])
+            for alias in self.names.all()
+            if alias.digest in adapters
+        ]
+
     # What sequences ask for.
 
     def want(self, sequence: Sequence, now: float) -> AdexError | None:
@@ -44,6 +62,9 @@ class Residency:
         for other in forgotten:
             self._drop_meaning(other)
             self.stale.pop(other.key, None)
+        if sequence.errand is not None and sequence.errand.anew:
+            self._await_meaning(sequence, alias)
+            return None
         old = now - alias.resolved_at >= self._limits.alias_ttl_s
         if old and alias.key.credentialed:
             self._drop_meaning(alias)
@@ -55,6 +76,25 @@ class Residency:
             return alias.error
         self._await_meaning(sequence, alias)
         return None
+
+    def forget(self, key: AdapterKey) -> bool:
+        """Let the name mean nothing, its failure included; whether anything was known of it."""
+        alias = self.names.get(key)
+        if alias is None:
+            return False
+        self._drop_meaning(alias)
+        self.stale.pop(key, None)
+        alias.error = None
+        if not alias.fetching and not alias.waiting:
+            self.names.forget(alias)
+        return True
+
+    def let_go(self, alias: Alias) -> None:
+        """The name keeps its version in no tier any more."""
+        adapter = self._tiers.adapters.get(alias.digest or "")
+        if adapter is not None and alias.key in adapter.keepers:
+            adapter.keep(alias.key, Tier.ABSENT)
+            self._tiers.settle(adapter)
 
     def rejoin(self, sequence: Sequence) -> None:
         """Let a preempted sequence wait again, for the version it began with."""
@@ -124,6 +164,24 @@ class Residency:
         alias.waiting[sequence.number] = sequence
         self._tiers.stand(sequence, None if alias.fetching else self._tiers.fetch_line(alias.key))
 
+    # What the worker answers.
+
+    def on_answer(self, event: AdapterEvent, now: float) -> None:
+        """Take in what became of a command."""
+        match event:
+            case Fetched():
+                self.on_fetched(event, now)
+            case FetchFailed():
+                self.on_fetch_failed(event, now)
+            case Moved():
+                self._tiers.on_moved(event)
+            case MoveFailed():
+                self.on_move_failed(event, now)
+            case Evicted():
+                self.on_evicted(event, now)
+            case _:
+                assert_never(event)
+
     # Resolving names.
 
     def begin_fetch(self, alias: Alias) -> None:
@@ -133,7 +191,10 @@ class Residency:
         self.fetching_by_line[self._tiers.fetch_line(alias.key)] += 1
         self.stale.pop(alias.key, None)
         for number in sorted(alias.waiting):
-            self._tiers.leave(alias.waiting[number])
+            sequence = alias.waiting[number]
+            self._tiers.leave(sequence)
+            if sequence.errand is not None:
+                sequence.errand.asked = True
         self._out.commands.append(Send(Fetch(alias.key)))
 
     def may_fetch(self, line: Line) -> bool:
@@ -157,7 +218,7 @@ class Residency:
             adapter.names[alias.key] = None
         alias.resolved_at = now
         alias.error = None
-        for sequence in _take_all(alias.waiting):
+        for sequence in self._answered(alias):
             error = self._bind(sequence, adapter, now)
             if error is not None:
                 self.failed.append((sequence, error))
@@ -171,10 +232,21 @@ class Residency:
         if alias.digest is not None and not isinstance(event.error, CallerError):
             # Its source does not answer: the version known so far serves until it does.
             alias.resolved_at = now
-            return
-        self._drop_meaning(alias)
-        self._remember_failure(alias, event.error, now)
-        self.failed.extend((sequence, event.error) for sequence in _take_all(alias.waiting))
+        else:
+            self._drop_meaning(alias)
+            self._remember_failure(alias, event.error, now)
+        self.failed.extend((sequence, event.error) for sequence in self._answered(alias))
+
+    def _answered(self, alias: Alias) -> list[Sequence]:
+        """Those who waited for the resolution that has ended; who asked since waits for the next.
+
+        Such a one asked for the name to be resolved anew while it was being resolved already.
+        """
+        waiting = _take_all(alias.waiting)
+        for sequence in waiting:
+            if _waits_for_next(sequence):
+                self._await_meaning(sequence, alias)
+        return [sequence for sequence in waiting if not _waits_for_next(sequence)]
 
     def _fetching_alias(self, key: AdapterKey) -> Alias | None:
         alias = self.names.get(key)
@@ -192,8 +264,14 @@ class Residency:
 
     def _drop_meaning(self, alias: Alias) -> None:
         if alias.digest is not None:
-            self._tiers.adapters[alias.digest].names.pop(alias.key, None)
+            self.let_go(alias)
+            adapter = self._tiers.adapters.get(alias.digest)
+            if adapter is not None:
+                # While there is no worker, nobody knows what is held.
+                adapter.names.pop(alias.key, None)
             alias.digest = None
+            if alias.pinned:
+                self._tiers.unsettled[alias.key] = None
 
     # Versions that go wrong or go away.
 
@@ -237,9 +315,8 @@ class Residency:
     def _unname(self, adapter: Adapter) -> list[Alias]:
         aliases = [alias for key in adapter.names if (alias := self.names.get(key)) is not None]
         for alias in aliases:
-            alias.digest = None
+            self._drop_meaning(alias)
             self.stale.pop(alias.key, None)
-        adapter.names.clear()
         return aliases
 
     # The worker comes and goes.
@@ -258,6 +335,11 @@ class Residency:
             alias.digest = adapter.digest if adapter else None
             if adapter:
                 adapter.names[alias.key] = None
+
+
+def _waits_for_next(sequence: Sequence) -> bool:
+    errand = sequence.errand
+    return errand is not None and errand.anew and not errand.asked
 
 
 def _take_all(waiting: dict[int, Sequence]) -> list[Sequence]:

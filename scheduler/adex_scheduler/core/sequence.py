@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Self
 
-from adex_proto.adapter import AdapterKey
+from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.sampling import FinishReason, SamplingParams
 
 
@@ -43,6 +44,22 @@ class Tenant:
     served: float = 0.0
     live: int = 0
     waiting: int = 0
+
+
+@dataclass(slots=True)
+class Errand:
+    """What a sequence without tokens is for: to bring its adapter as near as `tier`, and no more.
+
+    It waits in the same lines as requests do, by the same fairness, and ends when the adapter has
+    come. `keeps`: a pin, which holds the adapter there. `anew`: the name is resolved once more,
+    whatever it means already.
+    """
+
+    tier: Tier
+    keeps: bool = False
+    anew: bool = False
+    asked: bool = False
+    """The resolution it waits for has begun."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,10 +118,39 @@ class Sequence:
     on_worker: bool = False
     """The worker knows this sequence: some plan named it and none has listed it as finished."""
     began: bool = False
+    errand: Errand | None = None
+    """None: a request for tokens."""
     blocked_at: float | None = None
     blocked_after: int = 0
     """When its adapter first found no room: the time, and the admissions before."""
     preemptions: int = 0
+
+    @classmethod
+    def of_tokens(
+        cls,
+        number: int,
+        payer: Tenant,
+        key: AdapterKey | None,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        eos: frozenset[int],
+        now: float,
+    ) -> Self:
+        """A request's sequence, as it arrives."""
+        ends = frozenset(sampling.stop_token_ids)
+        return cls(
+            number=number,
+            payer=payer,
+            key=key,
+            sampling=sampling,
+            prompt=prompt,
+            arrived_at=now,
+            ends=ends if sampling.ignore_eos else ends | eos,
+            tokens=list(prompt),
+            length_max=len(prompt) + sampling.max_new_tokens,
+            left=sampling.max_new_tokens,
+        )
 
     @property
     def tenant(self) -> str:
@@ -149,6 +195,8 @@ class Sequence:
         self.rewind()
         self.digest = ""
         self.began = False
+        if self.errand is not None:
+            self.errand.asked = False
 
     def rewind(self) -> None:
         """Forget what the worker computed: all known tokens are to be computed again."""

@@ -6,35 +6,32 @@ begun: steps and moves of adapters, up to the bounds on what may be in flight.
 """
 
 from collections import deque
-from typing import assert_never
 
 from adex_proto.adapter import Tier
-from adex_proto.errors import AdexError, Overloaded, SourceUnavailable, WorkerLost
-from adex_proto.outcome import (
-    Evicted,
-    Fetched,
-    FetchFailed,
-    Hello,
-    Moved,
-    MoveFailed,
-    StepOutcome,
-    WorkerInfo,
-)
-from adex_proto.sampling import FinishReason
-from adex_scheduler.core.adapters import Adapter, Alias
+from adex_proto.errors import AdexError, Overloaded, ShuttingDown, SourceUnavailable, WorkerLost
+from adex_proto.outcome import Hello, StepOutcome, WorkerInfo
+from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.admission import length_refusal, queue_refusal
 from adex_scheduler.core.batch import Batch
 from adex_scheduler.core.block_table import Blocks
+from adex_scheduler.core.control import Control
+from adex_scheduler.core.errands import Errands
 from adex_scheduler.core.events import (
     Arrived,
     Cancelled,
     Drained,
     Event,
+    Pin,
+    Preload,
+    Reload,
     StopFound,
     Ticked,
+    Unload,
+    Unpin,
     WorkerGone,
     WorkerReady,
 )
+from adex_scheduler.core.events import Control as ControlEvent
 from adex_scheduler.core.fairness import Tenants
 from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Outbox, SendPlan
 from adex_scheduler.core.limits import Limits
@@ -63,6 +60,8 @@ class SchedulerCore:
         self._out = Outbox()
         self.tiers = Tiers(self.tenants, self._out)
         self.residency = Residency(limits, self.tiers, self._out)
+        self.control = Control(limits, self.residency, self.tiers, self._out)
+        self.errands = Errands(limits, self.sequences, self.tenants, self.control)
         self._deadlines: deque[tuple[float, int]] = deque()
         self._last_number = -1
         self._draining = False
@@ -99,10 +98,9 @@ class SchedulerCore:
         """
         self._take_in(event, now)
         if self.residency.failed:
-            for sequence, error in self.residency.failed:
-                self._refuse(sequence, error)
-            self.residency.failed.clear()
+            self._refuse_failed()
         if self.connected:
+            self._mind_errands(now)
             self._go_on(now)
         return self._out.take()
 
@@ -110,21 +108,13 @@ class SchedulerCore:
         """An immutable picture of the present. Visits every adapter."""
         return statistics_of(
             self.counters,
-            sequences=len(self.sequences),
+            sequences=len(self.sequences) - self.errands.living,
             waiting=self.tenants.waiting,
             connected=self.connected,
             batch=self.batch,
             tiers=self.tiers,
             residency=self.residency,
         )
-
-    def named_adapters(self) -> list[tuple[Alias, Adapter]]:
-        """Every name that means a version now, the longest unused first."""
-        return [
-            (alias, self.tiers.adapters[alias.digest])
-            for alias in self.residency.names.all()
-            if alias.digest in self.tiers.adapters
-        ]
 
     def digest_of(self, number: int) -> str | None:
         """The version a living sequence is bound to, "" for none yet or the base model."""
@@ -136,6 +126,21 @@ class SchedulerCore:
         adapter = self.tiers.adapters.get(self.digest_of(number) or "")
         return adapter.at_hand if adapter else Tier.ABSENT
 
+    def _refuse_failed(self) -> None:
+        failed = self.residency.failed
+        while failed:
+            self._refuse(*failed.pop(0))
+
+    def _mind_errands(self, now: float) -> None:
+        """Begin the core's own errands, and end those whose adapter is where it shall be."""
+        while self.errands.due:
+            self.errands.begin_own(now)
+            for sequence, error in self.errands.over():
+                self.residency.withdraw(sequence)
+                self._forget_waiting(sequence)
+                self.errands.end(sequence, error)
+            self._refuse_failed()
+
     def _go_on(self, now: float) -> None:
         """Begin what has become possible."""
         batch = self.batch
@@ -144,6 +149,7 @@ class SchedulerCore:
             if plan is None:
                 break
             self._out.plans.append(SendPlan(plan))
+        self.control.advance()
         self.paging.keep_pages = batch.keep_pages
         self.paging.advance(now)
 
@@ -151,6 +157,8 @@ class SchedulerCore:
         match event:
             case Arrived():
                 self._on_arrived(event, now)
+            case Preload() | Pin() | Unpin() | Reload() | Unload():
+                self._on_control(event, now)
             case Cancelled():
                 self.counters.cancelled += self._end_early(event.number)
             case StopFound():
@@ -164,44 +172,21 @@ class SchedulerCore:
                 self._on_worker_gone(event.reason, now)
             case Drained():
                 self._draining = True
-            case _:
-                if self.connected:
-                    self._on_answer(event, now)
-                else:
-                    # An answer that was under way when the stream broke.
-                    self.counters.strays += 1
-
-    def _on_answer(
-        self,
-        event: StepOutcome | Fetched | FetchFailed | Moved | MoveFailed | Evicted,
-        now: float,
-    ) -> None:
-        match event:
+            case _ if not self.connected:
+                # An answer that was under way when the stream broke.
+                self.counters.strays += 1
             case StepOutcome():
                 self._on_outcome(event, now)
-            case Fetched():
-                self.residency.on_fetched(event, now)
-            case FetchFailed():
-                self.residency.on_fetch_failed(event, now)
-            case Moved():
-                self.tiers.on_moved(event)
-            case MoveFailed():
-                self.residency.on_move_failed(event, now)
-            case Evicted():
-                self.residency.on_evicted(event, now)
             case _:
-                assert_never(event)
+                self.residency.on_answer(event, now)
 
     # Requests.
 
     def _on_arrived(self, event: Arrived, now: float) -> None:
-        assert event.number > self._last_number, f"{event.number} after {self._last_number}"
-        self._last_number = event.number
+        self._note_number(event.number)
         self.counters.arrived += 1
         sampling = event.sampling
-        error = length_refusal(
-            event.token_ids, sampling.max_new_tokens, info=self.info, limits=self.limits
-        ) or queue_refusal(
+        error = self._too_long(event.token_ids, sampling) or queue_refusal(
             limits=self.limits,
             waiting=self.tenants.waiting,
             waiting_tenant=self.tenants.waiting_of(event.tenant),
@@ -212,25 +197,31 @@ class SchedulerCore:
             self.counters.refused[error.code] += 1
             self._out.answers.append(Fail(event.number, error))
             return
-        ends = frozenset(sampling.stop_token_ids)
         tenant = self.tenants.enter(event.tenant)
-        sequence = Sequence(
-            number=event.number,
-            payer=tenant,
-            key=event.key,
-            sampling=sampling,
-            prompt=event.token_ids,
-            arrived_at=now,
-            ends=ends if sampling.ignore_eos else ends | self._eos,
-            tokens=list(event.token_ids),
-            length_max=len(event.token_ids) + sampling.max_new_tokens,
-            left=sampling.max_new_tokens,
+        sequence = Sequence.of_tokens(
+            event.number, tenant, event.key, event.token_ids, sampling, eos=self._eos, now=now
         )
         self.sequences[event.number] = sequence
         self.tenants.begin_waiting(tenant)
         self._deadlines.append((now + self.limits.wait_s_max, event.number))
         if self.connected:
             self._want(sequence, now)
+
+    def _on_control(self, event: ControlEvent, now: float) -> None:
+        self._note_number(event.number)
+        if self._draining:
+            error = ShuttingDown("The server is finishing its work and takes no new requests")
+            self._out.answers.append(Fail(event.number, error))
+        elif self.errands.ask(event, now, connected=self.connected):
+            self._deadlines.append((now + self.limits.wait_s_max, event.number))
+
+    def _note_number(self, number: int) -> None:
+        assert number > self._last_number, f"{number} after {self._last_number}"
+        self._last_number = number
+
+    def _too_long(self, prompt: tuple[int, ...], sampling: SamplingParams) -> AdexError | None:
+        new = sampling.max_new_tokens
+        return length_refusal(prompt, new, info=self.info, limits=self.limits)
 
     def _want(self, sequence: Sequence, now: float) -> None:
         error = self.residency.want(sequence, now)
@@ -242,6 +233,9 @@ class SchedulerCore:
         sequence = self.sequences.get(number)
         if sequence is None or sequence.stage is Stage.ENDING:
             return False
+        if sequence.errand is not None:
+            self._abandon(sequence)
+            return False
         if sequence.stage is Stage.RUNNING:
             self.batch.leave(sequence)
         if sequence.stage in (Stage.RUNNING, Stage.PREEMPTED):
@@ -249,6 +243,12 @@ class SchedulerCore:
         else:
             self._stop_waiting(sequence)
         return True
+
+    def _abandon(self, errand: Sequence) -> None:
+        """Nobody waits to hear of an errand; a pin stands all the same."""
+        if not self.control.stands(errand):
+            self._stop_waiting(errand)
+            self.errands.living -= 1
 
     def _stop_waiting(self, sequence: Sequence) -> None:
         """End a waiting sequence, which may stand somewhere."""
@@ -258,7 +258,8 @@ class SchedulerCore:
 
     def _forget_waiting(self, sequence: Sequence) -> None:
         self.turns.note_gone(sequence)
-        self.tenants.end_waiting(sequence.payer)
+        if sequence.errand is None:
+            self.tenants.end_waiting(sequence.payer)
         self._forget(sequence)
 
     def _refuse(self, sequence: Sequence, error: AdexError) -> None:
@@ -267,6 +268,9 @@ class SchedulerCore:
         self._fail(sequence, error)
 
     def _fail(self, sequence: Sequence, error: AdexError) -> None:
+        if sequence.errand is not None:
+            self.errands.end(sequence, error)
+            return
         counter = self.counters.failed if sequence.outputs else self.counters.refused
         counter[error.code] += 1
         self._out.answers.append(Fail(sequence.number, error))
@@ -334,6 +338,7 @@ class SchedulerCore:
             sequence = self.sequences.get(number)
             if sequence is not None and not sequence.began:
                 self._expire(sequence)
+        self.control.expire(now)
         if not self.connected:
             limit = self.limits.worker_wait_s_max
             for number in sorted(self.sequences):
@@ -383,14 +388,11 @@ class SchedulerCore:
         self._open(hello.info, self.batch.next_step)
         self.residency.take_over(hello.held)
         self.connected = True
+        self.control.on_worker_ready()
         for number in sorted(self.sequences):
             sequence = self.sequences[number]
-            error = length_refusal(
-                sequence.prompt,
-                sequence.sampling.max_new_tokens,
-                info=self.info,
-                limits=self.limits,
-            )
+            is_errand = sequence.errand is not None
+            error = None if is_errand else self._too_long(sequence.prompt, sequence.sampling)
             if error is not None:
                 self._refuse(sequence, error)
             else:

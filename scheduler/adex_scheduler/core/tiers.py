@@ -65,8 +65,10 @@ class Tiers:
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
         self.device_pinned: OrderedDict[str, Adapter] = OrderedDict()
+        self.device_kept: OrderedDict[str, Adapter] = OrderedDict()
         self.draining: OrderedDict[str, Adapter] = OrderedDict()
         self.host_idle: OrderedDict[str, Adapter] = OrderedDict()
+        self.host_kept: OrderedDict[str, Adapter] = OrderedDict()
         self.disk_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.slots_free = list(range(1, info.slots_max + 1))
         heapify(self.slots_free)
@@ -74,6 +76,9 @@ class Tiers:
         self.host_bytes = self.host_leaving_bytes = 0
         self.disk_bytes = self.disk_leaving_bytes = self.disk_leaving = 0
         self.staging = self.paging_in = 0
+        # Errands by number whose adapter has moved or come, and pinned names that lost their place.
+        self.stirred: dict[int, Sequence] = {}
+        self.unsettled: dict[AdapterKey, None] = {}
 
     def register(self, version: AdapterVersion, *, on_host: bool = False) -> Adapter:
         """The version's record; a new one is on disk, and in host memory where the worker says."""
@@ -107,7 +112,15 @@ class Tiers:
         return self.to_fetch[key.source if key.source in SOURCES else OTHER]
 
     def stand(self, sequence: Sequence, line: Line | None) -> None:
-        """Put a sequence that stands nowhere into a line; None: what it needs is under way."""
+        """Put a sequence that stands nowhere into a line; None: what it needs is under way.
+
+        An errand whose adapter is where it shall be stands nowhere, and is ended soon.
+        """
+        errand = sequence.errand
+        if errand is not None and sequence.digest:
+            self.stirred[sequence.number] = sequence
+            if self.adapters[sequence.digest].at_hand >= errand.tier:
+                line = None
         stage = Stage.WAITING if line is self.ready else Stage.WAITING_ADAPTER
         if sequence.stage is not stage:
             sequence.move(stage)
@@ -325,6 +338,8 @@ class Tiers:
 
     def _changed(self, adapter: Adapter) -> None:
         self.settle(adapter)
+        if adapter.kept > adapter.at_hand:
+            self.unsettled.update(dict.fromkeys(adapter.keepers))
         self._relocate(adapter)
 
     def settle(self, adapter: Adapter) -> None:
@@ -335,12 +350,18 @@ class Tiers:
         unpinned = on_device and adapter.pins == 0
         unused = known and adapter.users == 0
         host_spare = on_device or (unused and residence is Residence.HOST)
-        _include(self.device_idle, adapter, unpinned and not adapter.waiting)
-        _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting))
-        _include(self.device_pinned, adapter, on_device and adapter.pins > 0)
+        host_held = host_spare and adapter.host is HostCopy.HELD
+        kept = adapter.kept is Tier.DEVICE
+        _include(self.device_idle, adapter, unpinned and not adapter.waiting and not kept)
+        _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting) and not kept)
+        _include(self.device_pinned, adapter, on_device and adapter.pins > 0 and not kept)
+        _include(self.device_kept, adapter, unpinned and kept)
         _include(self.draining, adapter, known and residence is Residence.DRAINING)
-        _include(self.host_idle, adapter, host_spare and adapter.host is HostCopy.HELD)
-        _include(self.disk_idle, adapter, unused and residence is Residence.DISK)
+        _include(self.host_idle, adapter, host_held and adapter.kept is not Tier.HOST)
+        _include(self.host_kept, adapter, host_held and adapter.kept is Tier.HOST)
+        _include(
+            self.disk_idle, adapter, unused and residence is Residence.DISK and not adapter.kept
+        )
 
 
 _BELOW_DEVICE: Mapping[HostCopy, Residence] = {

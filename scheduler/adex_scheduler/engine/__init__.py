@@ -1,12 +1,15 @@
 """The engine: requests in, pieces of text out, one core and one worker behind it."""
 
+from adex_scheduler.engine.control import Action, ControlRequest, Progress
 from adex_scheduler.engine.journey import Journey, Move, MoveKind, Start
 from adex_scheduler.engine.recorder import Observer
 from adex_scheduler.engine.shell import Engine, Link
 from adex_scheduler.engine.streams import AdapterStatus, EngineRequest, Piece, TokenTexts
 
 __all__ = [
+    "Action",
     "AdapterStatus",
+    "ControlRequest",
     "Engine",
     "EngineRequest",
     "Journey",
@@ -15,6 +18,7 @@ __all__ = [
     "MoveKind",
     "Observer",
     "Piece",
+    "Progress",
     "Start",
     "TokenTexts",
 ]

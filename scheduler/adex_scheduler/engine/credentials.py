@@ -7,13 +7,15 @@ class Credentials:
     """What credentialed keys are resolved with, for as long as a request that names them lives.
 
     A request is alive while anything waits for its name to be resolved, so every fetch finds its
-    credential here, and nothing here outlives the last request that brought it.
+    credential here, and nothing here outlives the last request that brought it; a pin is a request
+    that lives until it is unpinned.
     """
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "_kept")
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[str, int]] = {}
+        self._kept: set[AdapterKey] = set()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -30,6 +32,18 @@ class Credentials:
             credential, count = self._held.pop(key.tenant)
             if count > 1:
                 self._held[key.tenant] = credential, count - 1
+
+    def keep(self, key: AdapterKey, credential: str) -> None:
+        """The name is pinned: it may be resolved again at any time until `let_go`."""
+        if key not in self._kept:
+            self._kept.add(key)
+            self.hold(key, credential)
+
+    def let_go(self, key: AdapterKey) -> None:
+        """The name is pinned no more."""
+        if key in self._kept:
+            self._kept.discard(key)
+            self.release(key)
 
     def of(self, key: AdapterKey) -> str:
         """The credential for `key`, "" where it needs none."""

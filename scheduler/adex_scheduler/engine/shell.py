@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from adex_proto.adapter import AdapterKey
-from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost, error_of
+from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost
 from adex_proto.outcome import Heartbeat, Hello, SampledToken, StepOutcome, WorkerInfo
 from adex_proto.plan import AdapterCommand, Fetch, StepPlan
 from adex_proto.sampling import FinishReason
+from adex_scheduler.core.adapters import AT_REST
 from adex_scheduler.core.events import (
     Arrived,
     Cancelled,
@@ -29,10 +30,19 @@ from adex_scheduler.core.events import (
     WorkerGone,
     WorkerReady,
 )
-from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.core.instructions import (
+    Brought,
+    Disconnect,
+    Emit,
+    Fail,
+    Instruction,
+    Send,
+    SendPlan,
+)
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.core.statistics import CoreStatistics
+from adex_scheduler.engine.control import Askings, ControlRequest, Progress, event_of
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.engine.journey import Journey
 from adex_scheduler.engine.recorder import Observer, Recorder
@@ -42,6 +52,7 @@ from adex_scheduler.engine.streams import (
     Piece,
     Stream,
     TokenTexts,
+    fresh,
 )
 from adex_scheduler.link.worker import LinkEvent, LinkLost
 
@@ -78,6 +89,7 @@ class Engine:
         self._telling = False
         self._streams: dict[int, Stream] = {}
         self._credentials = Credentials()
+        self._askings = Askings(self._credentials)
         self._numbers = 0
         self._draining = False
         self._disconnect: str | None = None
@@ -120,7 +132,7 @@ class Engine:
                     if piece.finish is not None:
                         return
                 if stream.error is not None:
-                    raise _fresh(stream.error)
+                    raise fresh(stream.error)
                 stream.wake.clear()
                 await stream.wake.wait()
         finally:
@@ -134,6 +146,7 @@ class Engine:
         if self._core is None:
             return []
         now = self._clock()
+        pins = self._core.control.pins
         return [
             AdapterStatus(
                 key=alias.key,
@@ -143,8 +156,12 @@ class Engine:
                 rank_max=adapter.version.rank_max,
                 pins=adapter.pins,
                 last_used_s=max(now - adapter.used_at, 0.0),
+                moving=adapter.residence not in AT_REST,
+                waiting=len(adapter.waiting),
+                pinned=pinned.tier if (pinned := pins.get(alias.key)) else Tier.ABSENT,
+                pin_error=pinned.error.code if pinned and pinned.error else "",
             )
-            for alias, adapter in self._core.named_adapters()
+            for alias, adapter in self._core.residency.named_adapters()
         ]
 
     def longest_wait_s(self) -> float:
@@ -154,6 +171,21 @@ class Engine:
     def waiting_names(self) -> set[AdapterKey]:
         """The adapters that sequences wait to begin with."""
         return self._recorder.waiting_names(self._streams.values())
+
+    async def control(self, request: ControlRequest) -> AsyncGenerator[Progress, None]:
+        """What becomes of a request about an adapter, the last word with `done`. Raises AdexError.
+
+        Closing the generator gives a preload up; what else was asked goes on.
+        """
+        number = self._next_number()
+        asking = self._askings.begin(request, number)
+        self._tell(event_of(request, number))
+        try:
+            async for progress in asking.progress():
+                yield progress
+        finally:
+            if self._askings.end(asking):
+                self._tell(Cancelled(number))
 
     def statistics(self) -> CoreStatistics | None:
         """The core's own picture; None until a worker has said hello."""
@@ -186,19 +218,23 @@ class Engine:
                     self._tell(WorkerGone(reason))
         finally:
             await _end([ticker, self._link_task])
-            for stream in list(self._streams.values()):
-                self._fail(stream, ShuttingDown("The server shut down"))
+            self._fail_all(ShuttingDown("The server shut down"))
         raise self._crash
 
     # Facts go in.
 
-    def _begin(self, request: EngineRequest, journey: Journey) -> Stream:
+    def _next_number(self) -> int:
         if self._core is None or self._crash is not None:
             raise WorkerLost("No worker is connected yet", retry_after_s=1.0)
         self._numbers += 1
+        return self._numbers
+
+    def _begin(self, request: EngineRequest, journey: Journey) -> Stream:
+        number = self._next_number()
+        assert self._core is not None
         journey.submitted_s = self._clock()
         journey.prompt_tokens = len(request.token_ids)
-        stream = Stream(request, self._numbers, self._tokenizer, journey)
+        stream = Stream(request, number, self._tokenizer, journey)
         self._streams[stream.number] = stream
         self._credentials.hold(request.key, request.credential)
         self._idle.clear()
@@ -259,8 +295,7 @@ class Engine:
         self._crash = error
         self._ready.clear()
         self._events.clear()
-        for stream in list(self._streams.values()):
-            self._fail(stream, ProtocolViolation("The scheduler failed"))
+        self._fail_all(ProtocolViolation("The scheduler failed"))
         if self._link_task is not None:
             self._link_task.cancel()
 
@@ -280,6 +315,10 @@ class Engine:
                 stream = self._streams.get(instruction.number)
                 if stream is not None:
                     self._fail(stream, instruction.error)
+                else:
+                    self._askings.fail(instruction.number, instruction.error)
+            case Brought():
+                self._askings.tell(instruction)
             case Disconnect():
                 self._close_link(instruction.reason)
 
@@ -328,6 +367,11 @@ class Engine:
         self._recorder.ended(stream, error.code, self._core)
         self._forget(stream)
 
+    def _fail_all(self, error: AdexError) -> None:
+        for stream in list(self._streams.values()):
+            self._fail(stream, error)
+        self._askings.fail_all(error)
+
     def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.number, None) is not None:
             self._credentials.release(stream.request.key)
@@ -343,14 +387,3 @@ async def _end(tasks: list[asyncio.Task[None] | None]) -> None:
             task.cancel()
             started.append(task)
     await asyncio.gather(*started, return_exceptions=True)
-
-
-def _fresh(error: AdexError) -> AdexError:
-    """A copy to raise: one error may end several requests, and a raised one keeps its traceback."""
-    return error_of(
-        error.code,
-        error.message,
-        field=error.field,
-        remedy=error.remedy,
-        retry_after_s=error.retry_after_s,
-    )

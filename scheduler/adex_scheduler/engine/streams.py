@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from adex_proto.adapter import AdapterKey, Tier
-from adex_proto.errors import AdexError
+from adex_proto.errors import AdexError, error_of
 from adex_proto.outcome import SampledToken
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.engine.journey import Journey
@@ -56,7 +56,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class AdapterStatus:
-    """One name and the version it means now. `last_used_s`: seconds since a request used it."""
+    """One name and the version it means now. `last_used_s`: seconds since a request used it.
+
+    `moving` says that it is on its way between tiers. `pins` counts the sequences that hold it on
+    the device. `pinned` is the tier an operator keeps it in, ABSENT for none; `pin_error` is the
+    code of what keeps the pin from holding.
+    """
 
     key: AdapterKey
     digest: str
@@ -65,6 +70,10 @@ class AdapterStatus:
     rank_max: int
     pins: int
     last_used_s: float
+    moving: bool = False
+    waiting: int = 0
+    pinned: Tier = Tier.ABSENT
+    pin_error: str = ""
 
 
 class Stream:
@@ -125,3 +134,14 @@ class Stream:
         """End the stream with an error, after the pieces it has."""
         self.error = error
         self.wake.set()
+
+
+def fresh(error: AdexError) -> AdexError:
+    """A copy to raise: one error may end several requests, and a raised one keeps its traceback."""
+    return error_of(
+        error.code,
+        error.message,
+        field=error.field,
+        remedy=error.remedy,
+        retry_after_s=error.retry_after_s,
+    )

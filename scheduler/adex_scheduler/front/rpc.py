@@ -4,7 +4,8 @@
     validation, template_error                   INVALID_ARGUMENT
     adapter_not_found                            NOT_FOUND
     adapter_forbidden                            PERMISSION_DENIED
-    other adapter_*, rank_too_large              FAILED_PRECONDITION
+    unauthorized                                 UNAUTHENTICATED
+    other adapter_*, rank_too_large, pin_refused FAILED_PRECONDITION
     overloaded                                   RESOURCE_EXHAUSTED
     shutting_down, source_unavailable, worker_lost   UNAVAILABLE
     generation                                   ABORTED
@@ -38,6 +39,7 @@ from adex_proto.errors import (
     ServerError,
     StepFailed,
     TemplateError,
+    Unauthorized,
     ValidationError,
     WorkerLost,
 )
@@ -153,6 +155,8 @@ def status_of(error: AdexError) -> grpc.StatusCode:
             return grpc.StatusCode.NOT_FOUND
         case AdapterForbidden():
             return grpc.StatusCode.PERMISSION_DENIED
+        case Unauthorized():
+            return grpc.StatusCode.UNAUTHENTICATED
         case CallerError():
             return grpc.StatusCode.FAILED_PRECONDITION
         case Overloaded():

@@ -5,6 +5,8 @@
     validation, template_error  422           400
     adapter_not_found           404           404
     adapter_forbidden           403           403
+    unauthorized                401           401
+    pin_refused                 409           409
     other adapter_*, rank_too_large  422      400
     overloaded                  429           429           yes
     shutting_down               503           503           yes
@@ -29,7 +31,9 @@ from adex_proto.errors import (
     CallerError,
     CapacityError,
     Overloaded,
+    PinRefused,
     StepFailed,
+    Unauthorized,
     ValidationError,
     WorkerLost,
 )
@@ -55,6 +59,10 @@ def status_of(error: AdexError, family: Family) -> int:
             return 404
         case AdapterForbidden():
             return 403
+        case Unauthorized():
+            return 401
+        case PinRefused():
+            return 409
         case CallerError():
             return 400 if openai else 422
         case Overloaded():
@@ -107,6 +115,8 @@ def plain_body(message: str, code: str, status: int, family: Family) -> dict[str
 
 def _openai_type(status: int) -> str:
     match status:
+        case 401:
+            return "authentication_error"
         case 403:
             return "permission_error"
         case 404:

@@ -1,13 +1,22 @@
 """A core and a fake worker side by side, moved by hand: for tests that say what happens when."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 
-from adex_proto.adapter import AdapterKey, AdapterVersion
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdexError
 from adex_proto.plan import AdapterCommand, StepPlan
 from adex_proto.sampling import FinishReason, SamplingParams
-from adex_scheduler.core.events import Arrived, Event, WorkerReady
-from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.core.events import Arrived, Control, Event, WorkerReady
+from adex_scheduler.core.instructions import (
+    Brought,
+    Disconnect,
+    Emit,
+    Fail,
+    Instruction,
+    Send,
+    SendPlan,
+)
 from adex_scheduler.core.invariants import check
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
@@ -33,6 +42,8 @@ class Desk:
         self.tokens: dict[int, list[int]] = {}
         self.finish: dict[int, FinishReason] = {}
         self.errors: dict[int, AdexError] = {}
+        self.brought: dict[int, list[tuple[str, Tier]]] = {}
+        self.done: dict[int, tuple[str, Tier]] = {}
         self.blamed: list[str] = []
         self._number = 0
         self._inputs: dict[int, tuple[tuple[int, ...], SamplingParams]] = {}
@@ -62,6 +73,12 @@ class Desk:
         self.tell(Arrived(self._number, tenant, adapter, tokens, params))
         return self._number
 
+    def ask(self, asked: Callable[[int], Control]) -> int:
+        """What an operator asks, under the next number. Returns: that number."""
+        self._number += 1
+        self.tell(asked(self._number))
+        return self._number
+
     def expected(self, number: int, digest: str = "") -> list[int]:
         """What the request yields when it is computed alone."""
         return list(oracle(digest, *self._inputs[number], self.worker.info.vocabulary))
@@ -85,6 +102,12 @@ class Desk:
                     self.finish.update(instruction.finished)
                 case Fail():
                     self.errors[instruction.number] = instruction.error
+                case Brought():
+                    told = (instruction.digest, instruction.tier)
+                    assert instruction.number not in self.done
+                    self.brought.setdefault(instruction.number, []).append(told)
+                    if instruction.done:
+                        self.done[instruction.number] = told
                 case Disconnect():
                     self.blamed.append(instruction.reason)
         return instructions

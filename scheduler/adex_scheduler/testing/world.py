@@ -3,27 +3,41 @@
 Each turn picks one of the things that could happen next: a request arrives or is cancelled, a plan
 or a command is carried out, an answer is delivered, the worker dies, an adapter changes. The core's
 books are checked after every event. Each request must end exactly once, with what it would have
-yielded alone.
+yielded alone, and each thing an operator asks must be answered exactly once.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from adex_proto.adapter import AdapterKey, AdapterVersion
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdapterMalformed, AdexError
 from adex_proto.outcome import AdapterEvent, Evicted, Fetched, Moved, StepOutcome
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.events import (
     Arrived,
     Cancelled,
+    Control,
     Event,
+    Pin,
+    Preload,
+    Reload,
     StopFound,
     Ticked,
+    Unload,
+    Unpin,
     WorkerGone,
     WorkerReady,
 )
-from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.core.instructions import (
+    Brought,
+    Disconnect,
+    Emit,
+    Fail,
+    Instruction,
+    Send,
+    SendPlan,
+)
 from adex_scheduler.core.invariants import check
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
@@ -44,9 +58,11 @@ class Mishaps:
     command_failure: float = 0.03
     step_failure: float = 0.005
     duplicate: float = 0.02
+    control: float = 0.05
+    """No mishap, but as unforeseen: an operator asks something about an adapter."""
 
 
-CALM = Mishaps(0, 0, 0, 0, 0, 0, 0)
+CALM = Mishaps(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -92,12 +108,16 @@ class World:
         self.core = SchedulerCore(info, self.limits)
         self.up: deque[StepOutcome | AdapterEvent] = deque()
         self.requests: dict[int, Request] = {}
+        self.asked: dict[int, Control] = {}
+        """What operators asked and were not answered yet."""
+        self.answered = 0
         self.now = 0.0
         self.turns = 0
         self.connected = False
         self.calm = False
         self.events: list[Event] = []
         self._to_come = requests
+        self._numbers = 0
         self._turns_max = 1000 + TURNS_PER_REQUEST_MAX * requests
         self._versions = 0
         self._meanings: dict[AdapterKey, list[str]] = {}
@@ -159,7 +179,7 @@ class World:
     def _is_over(self) -> bool:
         if self._to_come or self.up or not self.connected:
             return False
-        return not (self.core.sequences or self.worker.plans or self.worker.commands)
+        return not (self.core.sequences or self.worker.plans or self.worker.commands or self.asked)
 
     def _turn(self) -> None:
         m, worker = self.mishaps, self.worker
@@ -175,6 +195,7 @@ class World:
             (self._stop, m.stop if wild else 0.0),
             (self._lose_worker, m.worker_loss if wild and self.connected else 0.0),
             (self._change_adapter, m.adapter_change if wild else 0.0),
+            (self._control, m.control if wild else 0.0),
         ]
         deeds, weights = zip(*choices, strict=True)
         self.chance.choices(deeds, weights)[0]()
@@ -195,9 +216,35 @@ class World:
         )
         tenant = pick.choice(["", "", "a", "b"])
         meanings = [""] if key is None else list(self._meanings[key])
-        number = len(self.requests) + 1
+        number = self._next_number()
         self.requests[number] = Request(tenant, key, prompt, sampling, meanings, self.turns)
         self.tell(Arrived(number, tenant, key, prompt, sampling))
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _control(self) -> None:
+        """An operator asks something, or leaves before the answer."""
+        pick = self.chance
+        if self.asked and pick.random() < 0.1:
+            number = pick.choice(sorted(self.asked))
+            if isinstance(self.asked[number], Preload | Reload | Pin):
+                del self.asked[number]
+                self.tell(Cancelled(number))
+            return
+        number, key = self._next_number(), pick.choice(self.keys)
+        tenant, tier = pick.choice(["", "a"]), pick.choice([Tier.HOST, Tier.DEVICE])
+        choices: list[Control] = [
+            Preload(number, tenant, key, tier),
+            Preload(number, tenant, key, tier, hint=True),
+            Pin(number, tenant, key, tier),
+            Unpin(number, key),
+            Reload(number, tenant, key),
+            Unload(number, key, disk=pick.random() < 0.5),
+        ]
+        asked = self.asked[number] = pick.choice(choices)
+        self.tell(asked)
 
     def _deliver(self) -> None:
         event = self.up.popleft()
@@ -269,6 +316,12 @@ class World:
                 for number, reason in instruction.finished:
                     assert not self.requests[number].over, f"{number} ended twice"
                     self.requests[number].finish = reason
+            case Brought():
+                if instruction.done and instruction.number in self.asked:
+                    del self.asked[instruction.number]
+                    self.answered += 1
+            case Fail() if instruction.number not in self.requests:
+                self.answered += self.asked.pop(instruction.number, None) is not None
             case Fail():
                 request = self.requests[instruction.number]
                 assert not request.over, f"{instruction.number} ended twice"
@@ -289,9 +342,18 @@ class World:
                 continue
             assert got in expected, f"request {number}: {got} is none of {expected}"
             assert request.finish is self._due_reason(request), f"request {number}"
+        for key, pinned in self.core.control.pins.items():
+            assert pinned.error or self._is_kept(key, pinned.tier), f"the pin of {key} was lost"
         statistics = self.core.statistics()
         assert statistics.pages_kv == 0
         assert statistics.sequences == statistics.waiting == statistics.running == 0
+
+    def _is_kept(self, key: AdapterKey, tier: Tier) -> bool:
+        alias = self.core.residency.names.get(key)
+        return alias is not None and any(
+            adapter.digest == alias.digest and adapter.at_hand >= tier
+            for adapter in self.core.tiers.adapters.values()
+        )
 
     def _due_reason(self, request: Request) -> FinishReason:
         last = request.tokens[-1]
