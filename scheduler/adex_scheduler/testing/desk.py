@@ -7,7 +7,17 @@ from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdexError
 from adex_proto.plan import AdapterCommand, StepPlan
 from adex_proto.sampling import FinishReason, SamplingParams
-from adex_scheduler.core.events import Arrived, Control, Event, WorkerReady
+from adex_scheduler.core.events import (
+    Arrived,
+    Control,
+    Event,
+    Pin,
+    Preload,
+    Reload,
+    Unload,
+    Unpin,
+    WorkerReady,
+)
 from adex_scheduler.core.instructions import (
     Brought,
     Disconnect,
@@ -78,6 +88,28 @@ class Desk:
         self._number += 1
         self.tell(asked(self._number))
         return self._number
+
+    def preload(self, name: AdapterKey, tier: Tier = Tier.DEVICE, *, hint: bool = False) -> int:
+        """Ask for an adapter without a request. Returns: the number, as the next ones do."""
+        return self.ask(lambda number: Preload(number, "", name, tier, hint))
+
+    def pin(self, name: AdapterKey, tier: Tier = Tier.DEVICE) -> int:
+        return self.ask(lambda number: Pin(number, "", name, tier))
+
+    def unpin(self, name: AdapterKey) -> int:
+        return self.ask(lambda number: Unpin(number, name))
+
+    def reload(self, name: AdapterKey) -> int:
+        return self.ask(lambda number: Reload(number, "", name))
+
+    def unload(self, name: AdapterKey, *, disk: bool = False) -> int:
+        return self.ask(lambda number: Unload(number, name, disk))
+
+    def tier_of(self, name: AdapterKey) -> Tier:
+        """Where the version is that the name means now."""
+        alias = self.core.residency.names.get(name)
+        adapter = self.core.tiers.adapters.get(alias.digest or "") if alias else None
+        return adapter.tier if adapter else Tier.ABSENT
 
     def expected(self, number: int, digest: str = "") -> list[int]:
         """What the request yields when it is computed alone."""
