@@ -1,6 +1,7 @@
 """What a caller may ask of the sampler, and why a sequence may end."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,6 +13,36 @@ STOP_TOKENS_MAX = 64
 SEED_MAX = 2**64 - 1
 # Above any vocabulary and any context; the wire and the tensors hold nothing beyond 2**63.
 COUNT_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers a field takes: from `low`, or only above it, to `high`."""
+
+    low: float
+    high: float
+    above: bool = False
+
+
+# What each number among the sampling parameters may be, wherever it comes from.
+RANGES: Mapping[str, Range] = {
+    "max_new_tokens": Range(1, COUNT_MAX),
+    "min_new_tokens": Range(0, COUNT_MAX),
+    "temperature": Range(0.0, 100.0),
+    "top_k": Range(0, COUNT_MAX),
+    "top_p": Range(0.0, 1.0, above=True),
+    "min_p": Range(0.0, 1.0),
+    "typical_p": Range(0.0, 1.0, above=True),
+    "repetition_penalty": Range(0.0, 100.0, above=True),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "presence_penalty": Range(-2.0, 2.0),
+    "seed": Range(0, SEED_MAX),
+}
+BIAS_RANGE = Range(-100.0, 100.0)
+COUNT_RANGES: Mapping[str, Range] = {
+    "logit_bias": Range(0, LOGIT_BIAS_MAX),
+    "stop_token_ids": Range(0, STOP_TOKENS_MAX),
+}
 
 
 class FinishReason(Enum):
@@ -51,32 +82,25 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _within("max_new_tokens", self.max_new_tokens, 1, COUNT_MAX)
-        _within("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_k", self.top_k, 0, COUNT_MAX)
-        _within("top_p", self.top_p, 0.0, 1.0, above=True)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("typical_p", self.typical_p, 0.0, 1.0, above=True)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
-        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _within("seed", self.seed, 0, SEED_MAX)
-        _within("logit_bias", len(self.logit_bias), 0, LOGIT_BIAS_MAX)
-        _within("stop_token_ids", len(self.stop_token_ids), 0, STOP_TOKENS_MAX)
+        for name, allowed in RANGES.items():
+            _within(name, getattr(self, name), allowed)
+        _within("min_new_tokens", self.min_new_tokens, Range(0, self.max_new_tokens))
+        for name, allowed in COUNT_RANGES.items():
+            _within(name, len(getattr(self, name)), allowed)
         for _, bias in self.logit_bias:
-            _within("logit_bias", bias, -100.0, 100.0)
+            _within("logit_bias", bias, BIAS_RANGE)
         if self.logprobs is not None:
-            _within("logprobs", self.logprobs, 0, TOP_LOGPROBS_MAX)
+            _within("logprobs", self.logprobs, Range(0, TOP_LOGPROBS_MAX))
 
 
-def _within(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    """Raise unless low <= value <= high (low < value where `above`) and the value is finite."""
+def _within(field: str, value: float, allowed: Range) -> None:
+    """Raise unless the value is finite and in the range."""
+    low, high = allowed.low, allowed.high
     # An int too large for a float is in no range, and cannot be asked whether it is finite.
     in_range = low <= value <= high and math.isfinite(value)
-    if in_range and not (above and value == low):
+    if in_range and not (allowed.above and value == low):
         return
-    bounds = f"{'>' if above else '>='} {low:g} and <= {high:.10g}"
+    bounds = f"{'>' if allowed.above else '>='} {low:g} and <= {high:.10g}"
     raise ValidationError(
         f"`{field}` must be {bounds}, got {value!r:.100}",
         field=field,

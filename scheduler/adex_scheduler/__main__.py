@@ -16,11 +16,11 @@ from adex_proto.errors import AdexError, ValidationError
 from adex_scheduler.config import SchedulerOptions, parse_options
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.engine import Engine
+from adex_scheduler.front.fields import RequestLimits
 from adex_scheduler.front.listener import runner_of
 from adex_scheduler.front.listing import public_names
 from adex_scheduler.front.ports import FrontOptions, Serving
 from adex_scheduler.front.rpc import RpcFront
-from adex_scheduler.front.schema import RequestLimits
 from adex_scheduler.front.tenants import Directory
 from adex_scheduler.link.worker import WorkerLink
 from adex_scheduler.metrics import SchedulerMetrics, Sources

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adex_proto.errors import ValidationError
-from adex_scheduler.front.fields import read_object
-from adex_scheduler.front.schema import RequestLimits
+from adex_scheduler.front.body import read_object
+from adex_scheduler.front.fields import RequestLimits
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
 from adex_scheduler.front.schema_tgi import parse_generate, parse_tokenize
 
@@ -127,7 +127,7 @@ def test_parameters_of_generate(parameters: dict[str, Any]) -> None:
 @settings(max_examples=200)
 def test_bodies_of_generate_and_tokenize(body: dict[str, Any]) -> None:
     judged(lambda: parse_generate(body, LIMITS, seed=1, stream=None))
-    judged(lambda: parse_tokenize(body))
+    judged(lambda: parse_tokenize(body, LIMITS))
 
 
 @given(bodies(OPENAI))

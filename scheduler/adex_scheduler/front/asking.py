@@ -9,12 +9,15 @@ from adex_scheduler.engine import EngineRequest
 from adex_scheduler.front import replies_tgi
 from adex_scheduler.front.generation import (
     TGI_FIELDS,
-    Gathered,
     Timeline,
+    choices_of,
+    gather,
+    most_probable,
     pieces_of,
     prepare,
 )
 from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.replies_tgi import Told
 from adex_scheduler.front.schema import GenerateRequest
 from adex_scheduler.front.tenants import tenant_of
 
@@ -74,14 +77,20 @@ async def events(
             )
 
 
-def whole(serving: Serving, ask: Ask, gathered: Gathered) -> dict[str, object]:
-    """The reply that is not streamed."""
-    return replies_tgi.reply(
+async def whole(serving: Serving, ask: Ask, timeline: Timeline) -> tuple[dict[str, object], int]:
+    """The reply that is not streamed, and how many tokens were generated for it."""
+    asked = ask.asked
+    requests = choices_of(ask.request, asked.best_of)
+    texts = await gather(serving, requests, timeline)
+    told = [Told(text, request.sampling) for text, request in zip(texts, requests, strict=True)]
+    [most] = most_probable(texts, 1)
+    told.sort(key=lambda one: one.text is not most)
+    reply = replies_tgi.reply(
         serving.tokenizer,
-        gathered,
-        prefix=ask.asked.prompt if ask.asked.return_full_text else "",
+        told,
+        prefix=asked.prompt if asked.return_full_text else "",
         prompt_tokens=len(ask.request.token_ids),
-        sampling=ask.request.sampling,
-        details=ask.asked.details,
-        alternatives=ask.asked.alternatives,
+        details=asked.details,
+        alternatives=asked.alternatives,
     )
+    return reply, sum(len(text.pieces) for text in texts)

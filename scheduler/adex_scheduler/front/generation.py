@@ -12,12 +12,11 @@ from adex_proto.errors import ValidationError, WorkerLost
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import EngineRequest, Journey, Piece
-from adex_scheduler.front.fields import shown
+from adex_scheduler.front.body import shown
 from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.prompts import token_ids_of
 from adex_scheduler.front.schema import Prompt, Wish
 
-# Shorter texts are tokenised at once: handing them to a thread costs more than the work itself.
-INLINE_CHARACTERS_MAX = 4096
 # Pieces of one request's other sequences that may wait while the network takes one.
 MERGED_PIECES_MAX = 64
 
@@ -80,6 +79,18 @@ class Gathered:
         assert finish is not None, "a sequence ended without a reason"
         return finish
 
+    @property
+    def mean_logprob(self) -> float:
+        """How probable its tokens are on average."""
+        return sum(piece.token.logprob or 0.0 for piece in self.pieces) / len(self.pieces)
+
+
+def most_probable(texts: Sequence[Gathered], count: int) -> list[Gathered]:
+    """The `count` texts whose tokens are the most probable on average; ties as they came."""
+    if count == len(texts):
+        return list(texts)
+    return sorted(texts, key=lambda text: -text.mean_logprob)[:count]
+
 
 def worker_of(serving: Serving) -> WorkerInfo:
     """The worker's description. Raises WorkerLost while there is none."""
@@ -98,16 +109,6 @@ def total_tokens_max(serving: Serving, info: WorkerInfo) -> int:
     return min(room, limit) if limit else room
 
 
-async def token_ids_of(serving: Serving, prompt: Prompt, add_special_tokens: bool) -> list[int]:
-    """The prompt's tokens; long texts are tokenised beside the event loop."""
-    if not isinstance(prompt, str):
-        return list(prompt)
-    encode = serving.tokenizer.encode
-    if len(prompt) <= INLINE_CHARACTERS_MAX:
-        return encode(prompt, add_special_tokens)
-    return await asyncio.to_thread(encode, prompt, add_special_tokens)
-
-
 async def prepare(
     serving: Serving,
     wish: Wish,
@@ -124,7 +125,7 @@ async def prepare(
     Raises ValidationError where they do not fit.
     """
     info = worker_of(serving)
-    token_ids = await token_ids_of(serving, prompt, add_special_tokens)
+    token_ids = await token_ids_of(serving.tokenizer, prompt, add_special_tokens)
     total = total_tokens_max(serving, info)
     if wish.truncate is not None:
         if wish.truncate >= total:

@@ -7,8 +7,8 @@ from typing import Protocol, Self
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.engine import AdapterStatus, EngineRequest, Journey, Piece
 from adex_scheduler.front.catalogue import LocalAdapters
+from adex_scheduler.front.fields import RequestLimits
 from adex_scheduler.front.gate import Gate
-from adex_scheduler.front.schema import RequestLimits
 from adex_scheduler.front.tenants import Directory
 from adex_scheduler.text.tokenizer import Tokenizer
 

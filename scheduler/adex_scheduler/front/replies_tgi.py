@@ -6,6 +6,7 @@ tokens, `alternative_tokens` LoRAX's on each of them; both are given where eithe
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from adex_proto.sampling import SamplingParams
 from adex_scheduler.engine import Piece
@@ -16,33 +17,60 @@ from adex_scheduler.text.tokenizer import Tokenizer
 Json = dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One text and how it was drawn."""
+
+    text: Gathered
+    sampling: SamplingParams
+
+
 def reply(
     tokenizer: Tokenizer,
-    gathered: Gathered,
+    told: Sequence[Told],
     *,
     prefix: str,
     prompt_tokens: int,
-    sampling: SamplingParams,
     details: bool,
     alternatives: int,
 ) -> Json:
-    """The reply of /generate; `prefix` is the prompt where the full text was asked for."""
-    whole: Json = {"generated_text": prefix + gathered.text}
+    """The reply of /generate: the best text first, then the others it was chosen among.
+
+    `prefix` is the prompt where the full text was asked for.
+    """
+    [best, *others] = told
+    whole: Json = {"generated_text": prefix + best.text.text}
     if not details:
         return whole
-    described: Json = {
-        "finish_reason": gathered.finish.value,
+    described = {
         "prompt_tokens": prompt_tokens,
-        "generated_tokens": len(gathered.pieces),
         "skipped_tokens": 0,
-        "seed": seed_of(sampling),
-        "prefill": [],
-        "tokens": [token_of(tokenizer, piece, alternatives) for piece in gathered.pieces],
+        **_details(tokenizer, best, alternatives),
     }
-    if alternatives:
-        described["top_tokens"] = [top_tokens(tokenizer, piece) for piece in gathered.pieces]
+    if others:
+        described["best_of_sequences"] = [
+            {
+                "generated_text": prefix + other.text.text,
+                **_details(tokenizer, other, alternatives),
+            }
+            for other in others
+        ]
     whole["details"] = described
     return whole
+
+
+def _details(tokenizer: Tokenizer, told: Told, alternatives: int) -> Json:
+    pieces = told.text.pieces
+    described: Json = {
+        "finish_reason": told.text.finish.value,
+        "generated_tokens": len(pieces),
+        "seed": seed_of(told.sampling),
+        "prefill": [],
+        "tokens": [token_of(tokenizer, piece, alternatives) for piece in pieces],
+    }
+    if alternatives:
+        described["top_tokens"] = [top_tokens(tokenizer, piece) for piece in pieces]
+    return described
 
 
 def event(

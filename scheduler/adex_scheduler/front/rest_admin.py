@@ -17,6 +17,11 @@ async def health(request: web.Request) -> web.StreamResponse:
     return json_reply({"error": "unhealthy", "error_type": "healthcheck"}, status=503)
 
 
+async def version(request: web.Request) -> web.StreamResponse:
+    """GET /version."""
+    return json_reply({"version": request.app[SERVING].options.version})
+
+
 async def metrics(request: web.Request) -> web.StreamResponse:
     """GET /metrics, for Prometheus."""
     return web.Response(
@@ -42,7 +47,7 @@ def info_of(serving: Serving, worker: WorkerInfo | None) -> dict[str, object]:
         "model_device_type": None if worker is None else worker.device.split(":")[0],
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": options.requests_max,
-        "max_best_of": 1,
+        "max_best_of": options.limits.sequences_max,
         "max_stop_sequences": options.limits.stops_max,
         "max_input_length": None if total is None else total - 1,
         "max_input_tokens": None if total is None else total - 1,

@@ -1,28 +1,31 @@
 """Routes of OpenAI: /v1/completions and /v1/chat/completions, whole and streamed."""
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 
 from aiohttp import web
 
-from adex_scheduler.engine import EngineRequest, Piece
+from adex_scheduler.engine import EngineRequest
 from adex_scheduler.front import replies_openai
+from adex_scheduler.front.chunks_openai import ChatChoice, Choice, CompletionChoice
 from adex_scheduler.front.generation import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
-    INLINE_CHARACTERS_MAX,
+    FieldNames,
+    Gathered,
     choices_of,
     gather,
     merged,
+    most_probable,
     prepare,
 )
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.replies_openai import Envelope, Json
+from adex_scheduler.front.prompts import rendered
+from adex_scheduler.front.replies_openai import Envelope
 from adex_scheduler.front.schema import ChatRequest, CompletionRequest, Prompt
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
 from adex_scheduler.front.sse import DONE, frame
@@ -36,6 +39,7 @@ from adex_scheduler.front.visit import (
     stream_reply,
     visit_of,
 )
+from adex_scheduler.text.tool_calls import ToolCallReader
 
 Asked = CompletionRequest | ChatRequest
 
@@ -50,26 +54,36 @@ class Answering:
     envelope: Envelope
     sequences: list[EngineRequest]
     prompt_tokens: int
-    # Characters sent of each choice, for the text offsets of log probabilities.
-    sent: dict[int, int] = field(default_factory=dict[int, int])
-    begun: set[int] = field(default_factory=set[int])
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
+    return await answer_completion(request, await body_of_request(request))
+
+
+async def answer_completion(request: web.Request, body: Mapping[str, object]) -> web.StreamResponse:
+    """The answer to a completion's body."""
     serving = request.app[SERVING]
-    body = await body_of_request(request)
     asked = parse_completion(body, serving.options.limits, seed=secrets.randbits(63))
-    answering = await _begin(request, asked, "cmpl")
+    answering = await _begin(request, asked, asked.prompts, COMPLETION_FIELDS, "cmpl")
     if asked.wish.stream:
-        return await _streamed(request, answering, _completion_chunks)
-    texts = await gather(serving, answering.sequences, answering.visit.timeline)
-    answering.visit.new_tokens = sum(len(text.pieces) for text in texts)
+        choices = [
+            CompletionChoice(serving.tokenizer, index, asked.logprobs)
+            for index in range(len(answering.sequences))
+        ]
+        return await _streamed(request, answering, choices)
+    texts = await _gathered(answering)
+    best = [
+        text
+        for start in range(0, len(texts), asked.best_of)
+        for text in most_probable(texts[start : start + asked.best_of], asked.choices)
+    ]
     reply = replies_openai.completion(
         serving.tokenizer,
         answering.envelope,
-        texts,
+        best,
         prompt_tokens=answering.prompt_tokens,
+        generated=answering.visit.new_tokens,
         logprobs=asked.logprobs,
     )
     return json_reply(reply, _headers(answering))
@@ -77,52 +91,66 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
+    return await answer_chat(request, await body_of_request(request))
+
+
+async def answer_chat(request: web.Request, body: Mapping[str, object]) -> web.StreamResponse:
+    """The answer to a chat's body."""
     serving = request.app[SERVING]
-    body = await body_of_request(request)
     asked = parse_chat(body, serving.options.limits, seed=secrets.randbits(63))
-    answering = await _begin(request, asked, "chatcmpl")
+    prompt = await rendered(serving.tokenizer, asked.conversation)
+    answering = await _begin(request, asked, [prompt], CHAT_FIELDS, "chatcmpl")
+    readers = [_reader(serving, asked) for _ in answering.sequences]
     if asked.wish.stream:
-        return await _streamed(request, answering, _chat_chunks)
-    texts = await gather(serving, answering.sequences, answering.visit.timeline)
-    answering.visit.new_tokens = sum(len(text.pieces) for text in texts)
+        choices = [
+            ChatChoice(
+                serving.tokenizer,
+                index,
+                answering.envelope.id,
+                logprobs=asked.logprobs is not None,
+                reader=reader,
+            )
+            for index, reader in enumerate(readers)
+        ]
+        return await _streamed(request, answering, choices)
     reply = replies_openai.chat(
         serving.tokenizer,
         answering.envelope,
-        texts,
+        await _gathered(answering),
+        readers,
         prompt_tokens=answering.prompt_tokens,
         logprobs=asked.logprobs,
     )
     return json_reply(reply, _headers(answering))
 
 
-async def rendered(serving: Serving, asked: ChatRequest) -> str:
-    """The prompt the chat template makes; long conversations are rendered beside the loop."""
-
-    def render() -> str:
-        return serving.tokenizer.render_chat(
-            asked.messages,
-            add_generation_prompt=asked.add_generation_prompt,
-            template_values=asked.template_values,
-        )
-
-    if sum(len(str(message["content"])) for message in asked.messages) <= INLINE_CHARACTERS_MAX:
-        return render()
-    return await asyncio.to_thread(render)
+def _reader(serving: Serving, asked: ChatRequest) -> ToolCallReader | None:
+    """What reads tool calls from one text, where any may be made."""
+    if not asked.calls_max:
+        return None
+    names = asked.conversation.tool_names
+    return ToolCallReader(serving.tokenizer.call_form, names, calls_max=asked.calls_max)
 
 
-async def _begin(request: web.Request, asked: Asked, prefix: str) -> Answering:
-    """Resolve the adapter, render, tokenise and check; nothing is computed yet."""
+async def _gathered(answering: Answering) -> list[Gathered]:
+    texts = await gather(answering.serving, answering.sequences, answering.visit.timeline)
+    answering.visit.new_tokens = sum(len(text.pieces) for text in texts)
+    return texts
+
+
+async def _begin(
+    request: web.Request, asked: Asked, prompts: Sequence[Prompt], names: FieldNames, prefix: str
+) -> Answering:
+    """Resolve the adapter, tokenise and check; nothing is computed yet."""
     serving, visit = request.app[SERVING], visit_of(request)
     visit.ignored = asked.wish.ignored
     tenant = tenant_of(request.headers.get("authorization"))
     adapter = serving.directory.adapter_of_model(asked.model, asked.source)
     key = serving.directory.key_of(adapter, tenant, asked.wish.credential)
-    prompts: Sequence[Prompt]
     if isinstance(asked, ChatRequest):
-        # A chat template writes its special tokens itself.
-        prompts, names, add_special_tokens = [await rendered(serving, asked)], CHAT_FIELDS, False
+        texts, special = asked.choices, asked.conversation.add_special_tokens
     else:
-        prompts, names, add_special_tokens = asked.prompts, COMPLETION_FIELDS, True
+        texts, special = asked.best_of, asked.add_special_tokens
     sequences: list[EngineRequest] = []
     prompt_tokens = 0
     for index, prompt in enumerate(prompts):
@@ -134,10 +162,10 @@ async def _begin(request: web.Request, asked: Asked, prefix: str) -> Answering:
             request_id=visit.request_id if index == 0 else f"{visit.request_id}.{index}",
             tenant=tenant,
             key=key,
-            add_special_tokens=add_special_tokens,
+            add_special_tokens=special,
         )
         prompt_tokens += len(sequence.token_ids)
-        sequences += choices_of(sequence, asked.choices)
+        sequences += choices_of(sequence, texts)
     visit.adapter = adapter.name if adapter else ""
     visit.prompt_tokens = prompt_tokens
     visit.timeline.submitted_s = monotonic()
@@ -151,9 +179,7 @@ async def _begin(request: web.Request, asked: Asked, prefix: str) -> Answering:
 
 
 async def _streamed(
-    request: web.Request,
-    answering: Answering,
-    chunks_of: Callable[[Answering, int, Piece], Sequence[Json]],
+    request: web.Request, answering: Answering, choices: Sequence[Choice]
 ) -> web.StreamResponse:
     """Chunks as the pieces come, then the usage where asked for, then [DONE]."""
     asked, kind = answering.asked, _chunk_kind(answering.asked)
@@ -165,7 +191,7 @@ async def _streamed(
             async for index, piece in pieces:
                 generated += 1
                 answering.visit.new_tokens = generated
-                for choice in chunks_of(answering, index, piece):
+                for choice in choices[index].push(piece):
                     chunk = {**answering.envelope.fields(kind), "choices": [choice]}
                     if asked.continuous_usage:
                         chunk["usage"] = replies_openai.usage(answering.prompt_tokens, generated)
@@ -182,38 +208,6 @@ async def _streamed(
 
 def _chunk_kind(asked: Asked) -> str:
     return "chat.completion.chunk" if isinstance(asked, ChatRequest) else "text_completion"
-
-
-def _completion_chunks(answering: Answering, index: int, piece: Piece) -> list[Json]:
-    """The chunk of one piece; none while its text is still held back."""
-    logprobs = answering.asked.logprobs
-    if not piece.text and piece.finish is None and logprobs is None:
-        return []
-    offset = answering.sent.get(index, 0)
-    answering.sent[index] = offset + len(piece.text)
-    return [
-        replies_openai.text_choice(
-            answering.serving.tokenizer, index, [piece], piece.text, logprobs, offset=offset
-        )
-    ]
-
-
-def _chat_chunks(answering: Answering, index: int, piece: Piece) -> list[Json]:
-    """The role once, then texts, then an empty delta with the reason of the end."""
-    chunks: list[Json] = []
-    if index not in answering.begun:
-        answering.begun.add(index)
-        opening: Json = {"role": "assistant", "content": ""}
-        chunks.append(replies_openai.chat_delta(index, opening, None, None))
-    logprobs: Json | None = None
-    if answering.asked.logprobs is not None:
-        logprobs = replies_openai.chat_logprobs(answering.serving.tokenizer, [piece])
-    if piece.text or logprobs is not None:
-        delta: Json = {"content": piece.text}
-        chunks.append(replies_openai.chat_delta(index, delta, logprobs, None))
-    if piece.finish is not None:
-        chunks.append(replies_openai.chat_delta(index, {}, None, piece.finish))
-    return chunks
 
 
 def _headers(answering: Answering) -> Mapping[str, str]:

@@ -1,22 +1,16 @@
-"""Routes of TGI and LoRAX: /generate, /generate_stream, / and /tokenize."""
+"""Routes of TGI and LoRAX: /generate, /generate_stream and /."""
 
-import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from time import monotonic
 
 from aiohttp import web
 
-from adex_scheduler.front import replies_tgi
 from adex_scheduler.front.asking import Ask, ask_of, events, whole
-from adex_scheduler.front.generation import (
-    INLINE_CHARACTERS_MAX,
-    gather,
-    worker_of,
-)
+from adex_scheduler.front.generation import worker_of
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.schema_tgi import parse_generate, parse_tokenize
+from adex_scheduler.front.schema_tgi import parse_generate
 from adex_scheduler.front.sse import frame
 from adex_scheduler.front.visit import (
     SERVING,
@@ -31,41 +25,31 @@ from adex_scheduler.front.visit import (
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /generate: one reply."""
-    ask = await _ask(request, stream=False)
+    ask = await _ask(request, await body_of_request(request), stream=False)
     return await _whole(request, ask, as_list=False)
 
 
 async def generate_stream(request: web.Request) -> web.StreamResponse:
     """POST /generate_stream: one event for each token."""
-    ask = await _ask(request, stream=True)
+    ask = await _ask(request, await body_of_request(request), stream=True)
     return await _streamed(request, ask)
 
 
 async def compatible(request: web.Request) -> web.StreamResponse:
-    """POST /: the body's `stream` decides; a whole reply comes as a list of one."""
-    ask = await _ask(request, stream=None)
+    """POST / and /v1: the body's `stream` decides; a whole reply comes as a list of one."""
+    return await answer_generate(request, await body_of_request(request))
+
+
+async def answer_generate(request: web.Request, body: Mapping[str, object]) -> web.StreamResponse:
+    """The answer to the body of `compatible`."""
+    ask = await _ask(request, body, stream=None)
     if ask.asked.wish.stream:
         return await _streamed(request, ask)
     return await _whole(request, ask, as_list=True)
 
 
-async def tokenize(request: web.Request) -> web.StreamResponse:
-    """POST /tokenize: the text's tokens, with their offsets in bytes."""
-    asked = parse_tokenize(await body_of_request(request))
-    tokenizer = request.app[SERVING].tokenizer
-
-    def tokens() -> list[dict[str, object]]:
-        spans = tokenizer.encode_with_offsets(asked.text, asked.add_special_tokens)
-        return replies_tgi.tokenized(asked.text, spans)
-
-    if len(asked.text) <= INLINE_CHARACTERS_MAX:
-        return json_reply(tokens())
-    return json_reply(await asyncio.to_thread(tokens))
-
-
-async def _ask(request: web.Request, *, stream: bool | None) -> Ask:
+async def _ask(request: web.Request, body: Mapping[str, object], *, stream: bool | None) -> Ask:
     serving, visit = request.app[SERVING], visit_of(request)
-    body = await body_of_request(request)
     asked = parse_generate(body, serving.options.limits, seed=secrets.randbits(63), stream=stream)
     visit.ignored = asked.wish.ignored
     ask = await ask_of(
@@ -82,9 +66,7 @@ async def _ask(request: web.Request, *, stream: bool | None) -> Ask:
 
 async def _whole(request: web.Request, ask: Ask, *, as_list: bool) -> web.Response:
     serving, visit = request.app[SERVING], visit_of(request)
-    [gathered] = await gather(serving, [ask.request], visit.timeline)
-    visit.new_tokens = len(gathered.pieces)
-    reply = whole(serving, ask, gathered)
+    reply, visit.new_tokens = await whole(serving, ask, visit.timeline)
     headers = {**_model_headers(serving, ask), **_time_headers(visit)}
     return json_reply([reply] if as_list else reply, headers)
 

@@ -52,7 +52,7 @@ from adex_proto.generate_codec import (
 )
 from adex_proto.v1.generate_pb2_grpc import GenerationServicer, add_GenerationServicer_to_server
 from adex_scheduler.front.asking import Ask, ask_of, events, whole
-from adex_scheduler.front.generation import Timeline, gather
+from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.listing import adapter_cards
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.schema_tgi import parse_generate
@@ -74,8 +74,8 @@ class Generation(GenerationServicer):
         """One whole reply."""
         async with self._visit("Generate", context) as timeline:
             ask = await self._ask(request, context, timeline, stream=False)
-            [gathered] = await gather(self._serving, [ask.request], timeline)
-            return reply_message(whole(self._serving, ask, gathered))
+            reply, _ = await whole(self._serving, ask, timeline)
+            return reply_message(reply)
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """One event for each token."""

@@ -1,78 +1,229 @@
-"""Bodies of /v1/completions and /v1/chat/completions, with the fields vLLM and LoRAX add."""
+"""Bodies of /v1/completions and /v1/chat/completions, with the fields vLLM and LoRAX add, and of
+/tokenize and /detokenize in vLLM's form."""
 
-import contextlib
-import json
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from adex_proto.errors import ValidationError
-from adex_proto.sampling import SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
-from adex_scheduler.front.fields import Fields, refusal, shown, whole_text
-from adex_scheduler.front.schema import (
-    ChatRequest,
-    CompletionRequest,
-    Prompt,
+from adex_proto.sampling import COUNT_MAX, SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
+from adex_scheduler.front.body import refusal, shown, whole_text
+from adex_scheduler.front.fields import (
+    Field,
+    Json,
     RequestLimits,
+    Table,
+    Values,
+    boolean,
+    custom,
+    idle,
+    integer,
+    integers,
+    nested,
+    refused,
+    string,
+)
+from adex_scheduler.front.schema import (
+    ADAPTER_SOURCE,
+    ADD_SPECIAL_TOKENS,
+    API_TOKEN,
+    NAME_SCHEMA,
+    SHARED,
+    SKIP_SPECIAL_TOKENS,
+    STOP,
+    STREAM,
+    TEMPERATURE,
+    ChatRequest,
+    ChatTokenizeRequest,
+    CompletionRequest,
+    CountRequest,
+    DetokenizeRequest,
+    Prompt,
     Wish,
     build_sampling,
     check_name,
-    read_credential,
-    read_logit_bias,
-    read_source,
-    read_stops,
+    count_in_range,
 )
+from adex_scheduler.front.schema_chat import CONVERSATION, calls_max_of, conversation_of
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SAMPLING_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 # Fields that clients send and that cannot change the text.
-HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+HARMLESS = (
+    "metadata",
+    "prompt_cache_key",
+    "request_id",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
 CONSTRAINED = (
     "grammar",
-    "guided_json",
-    "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "guided_json",
+    "guided_regex",
     "structured_outputs",
 )
 NOT_SERVED = (
     "allowed_token_ids",
     "audio",
     "bad_words",
-    "chat_template",
-    "function_call",
-    "functions",
     "logits_processors",
     "merged_adapters",
+    "prompt_embeds",
     "prompt_logprobs",
     "web_search_options",
 )
+# Texts of these tokens are written once for each token, however long the body.
+DETOKENIZED_MAX = 1 << 20
+
+MODEL = custom("model", "An adapter's name, or the base model's.", check_name, NAME_SCHEMA)
+MAX_TOKENS = count_in_range(
+    "max_new_tokens", "How many tokens may be written.", called="max_tokens"
+)
+MAX_COMPLETION_TOKENS = count_in_range(
+    "max_new_tokens", "The newer name of `max_tokens`.", called="max_completion_tokens"
+)
+MIN_TOKENS = count_in_range(
+    "min_new_tokens", "How many come before an end token may.", called="min_tokens"
+)
+N = integer("n", "How many texts to answer for each prompt.", low=1).otherwise(1)
+BEST_OF = integer("best_of", "How many texts to write, for the `n` most probable.", low=1)
+TOP_K = integer("top_k", "As for others; -1 and 0 mean off.", low=-1, high=COUNT_MAX)
+SEED = integer("seed", "What makes drawing repeatable.", low=-(2**63), high=SEED_MAX)
+IGNORE_EOS = boolean("ignore_eos", "Go on after the model's end token.").otherwise(False)
+IGNORE_EOS_TOKEN = boolean("ignore_eos_token", "LoRAX's word for it.").otherwise(False)
+INCLUDE_STOP = boolean("include_stop_str_in_output", "Keep the stop text in the answer.").otherwise(
+    False
+)
+TRUNCATE = integer("truncate_prompt_tokens", "Keep the prompt's last so many tokens.", low=1)
+LOGPROBS_COUNT = integer(
+    "logprobs", "Tell log probabilities, with so many alternatives.", low=0, high=TOP_LOGPROBS_MAX
+)
+LOGPROBS = boolean("logprobs", "Tell log probabilities.").otherwise(False)
+TOP_LOGPROBS = integer(
+    "top_logprobs", "With so many alternatives; needs `logprobs`.", low=0, high=TOP_LOGPROBS_MAX
+)
+INCLUDE_USAGE = boolean("include_usage", "A last chunk with the usage.").otherwise(False)
+CONTINUOUS_USAGE = boolean("continuous_usage_stats", "Usage in every chunk.").otherwise(False)
+STREAM_OPTIONS = nested(
+    "stream_options",
+    "What a stream tells besides.",
+    Table("StreamOptions", INCLUDE_USAGE, CONTINUOUS_USAGE, idle("include_obfuscation")),
+)
+
+
+def _prompts(field: str, value: object, limits: RequestLimits) -> tuple[Prompt, ...]:
+    """A string, token ids, or a list of either."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise refusal(
+            field, value, "must be text, token ids or a non-empty list of these", "Send a string"
+        )
+    items = cast("list[object]", value)
+    if _are_token_ids(items):
+        items = [items]
+    if len(items) > limits.sequences_max:
+        raise ValidationError(
+            f"`{field}` holds {len(items)} prompts, more than {limits.sequences_max}",
+            field=field,
+            remedy="Send several requests",
+        )
+    return tuple(_prompt(field, item) for item in items)
+
+
+def _prompt(field: str, item: object) -> Prompt:
+    if isinstance(item, str) and item:
+        return whole_text(field, item)
+    if isinstance(item, list) and item and _are_token_ids(cast("list[object]", item)):
+        return tuple(cast("list[int]", item))
+    raise refusal(field, item, "must hold non-empty strings or lists of token ids", "Send a string")
+
+
+def _are_token_ids(items: list[object]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
+
+
+def _prompts_schema(limits: RequestLimits) -> Json:
+    text: Json = {"type": "string", "minLength": 1}
+    ids: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    several: Json = {"minItems": 1, "maxItems": limits.sequences_max}
+    return {"anyOf": [text, ids, {"type": "array", "items": {"anyOf": [text, ids]}, **several}]}
+
+
+PROMPT = custom(
+    "prompt", "Text, token ids, or a list of either.", _prompts, _prompts_schema
+).demanded("Send a string, or a list of strings")
+BOTH: tuple[Field[Any], ...] = (
+    MODEL,
+    *SHARED,
+    MAX_TOKENS,
+    MIN_TOKENS,
+    N,
+    TOP_K,
+    SEED,
+    IGNORE_EOS,
+    IGNORE_EOS_TOKEN,
+    STOP,
+    INCLUDE_STOP,
+    TRUNCATE,
+    STREAM,
+    STREAM_OPTIONS,
+    *(idle(name) for name in HARMLESS),
+    *(refused(name, "Leave it out: this server does not serve it") for name in NOT_SERVED),
+    *(refused(name, "Leave it out: output is not constrained") for name in CONSTRAINED),
+    refused("response_format", "Leave it out: output is not constrained", but=({"type": "text"},)),
+    refused("use_beam_search", "Leave it out: beams are not served", but=(False,)),
+)
+COMPLETION = Table(
+    "CompletionRequest",
+    PROMPT,
+    *BOTH,
+    BEST_OF,
+    LOGPROBS_COUNT,
+    ADD_SPECIAL_TOKENS,
+    refused("suffix", "Leave it out: only the end of a text is written", but=("",)),
+    refused("echo", "Leave it out and prepend the prompt yourself", but=(False,)),
+    refused("top_logprobs", "Say how many in `logprobs`"),
+)
+CHAT = Table("ChatRequest", *CONVERSATION, *BOTH, MAX_COMPLETION_TOKENS, LOGPROBS, TOP_LOGPROBS)
+RETURN_WORDS = boolean("return_token_strs", "List the tokens' texts too.").otherwise(False)
+TEXT = string("prompt", "The text.").demanded("Send the text as a string")
+COUNT_TEXT = Table("CountTextRequest", TEXT, MODEL, ADD_SPECIAL_TOKENS, RETURN_WORDS)
+COUNT_CHAT = Table("CountChatRequest", *CONVERSATION, MODEL, RETURN_WORDS)
+TOKENS = integers("tokens", "Token ids.", high=COUNT_MAX, most=DETOKENIZED_MAX).demanded(
+    "Send a list of token ids"
+)
+DETOKENIZE = Table("DetokenizeRequest", TOKENS, MODEL)
 
 
 def parse_completion(
     body: Mapping[str, object], limits: RequestLimits, *, seed: int
 ) -> CompletionRequest:
     """The request in `body`. Raises ValidationError for the first field that is wrong."""
-    fields = Fields(body)
-    prompts = _prompts(fields, limits)
-    fields.refuse("suffix", but=("",), remedy="Leave it out: only the end of a text is written")
-    fields.refuse("echo", but=(False,), remedy="Leave it out and prepend the prompt yourself")
-    choices = _choices(fields, limits, len(prompts))
-    best_of = fields.integer("best_of", 1)
-    if best_of is not None and best_of != choices:
-        raise refusal("best_of", best_of, f"must equal `n` ({choices})", "Leave it out")
-    logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)
-    fields.refuse("top_logprobs", remedy="Say how many in `logprobs`")
-    max_new_tokens = fields.integer("max_tokens", 1)
-    wish = _wish(fields, limits, max_new_tokens, seed, logprobs)
-    usage, continuous = _stream_options(fields)
-    model, source = _model(fields), read_source(fields)
+    values = COMPLETION.read(body, limits)
+    choices, best_of = values[N], values[BEST_OF]
+    if best_of is None:
+        best_of = choices
+    _check_texts("n", choices, len(values[PROMPT]), limits)
+    _check_texts("best_of", best_of, len(values[PROMPT]), limits)
+    if best_of < choices:
+        raise refusal("best_of", best_of, f"must be >= `n` ({choices})", "Leave it out")
+    if best_of > choices and values[STREAM]:
+        raise refusal("best_of", best_of, "must be `n` in a stream", "Ask for the whole text")
+    logprobs = values[LOGPROBS_COUNT]
+    # The best texts are the most probable ones.
+    computed = 0 if logprobs is None and best_of > choices else logprobs
+    usage, continuous = _stream_options(values)
     return CompletionRequest(
-        model=model,
-        source=source,
-        prompts=prompts,
-        wish=replace(wish, ignored=fields.unasked()),
+        model=values[MODEL],
+        source=values[ADAPTER_SOURCE],
+        prompts=values[PROMPT],
+        wish=_wish(values, values[MAX_TOKENS], seed, computed),
         choices=choices,
+        best_of=best_of,
+        add_special_tokens=values[ADD_SPECIAL_TOKENS],
         logprobs=logprobs,
         include_usage=usage,
         continuous_usage=continuous,
@@ -81,104 +232,90 @@ def parse_completion(
 
 def parse_chat(body: Mapping[str, object], limits: RequestLimits, *, seed: int) -> ChatRequest:
     """The request in `body`. Raises ValidationError for the first field that is wrong."""
-    fields = Fields(body)
-    messages = _messages(fields, limits)
-    _refuse_tools(fields)
-    choices = _choices(fields, limits, 1)
-    wants_logprobs = fields.boolean("logprobs") or False
-    top = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX)
-    if top and not wants_logprobs:
+    values = CHAT.read(body, limits)
+    _check_texts("n", values[N], 1, limits)
+    top = values[TOP_LOGPROBS]
+    if top and not values[LOGPROBS]:
         raise refusal("top_logprobs", top, "needs `logprobs` true", "Send `logprobs`: true too")
-    logprobs = (top or 0) if wants_logprobs else None
-    max_new_tokens = _max_chat_tokens(fields)
-    wish = _wish(fields, limits, max_new_tokens, seed, logprobs)
-    usage, continuous = _stream_options(fields)
-    values = fields.nested("chat_template_kwargs")
-    prompt = fields.boolean("add_generation_prompt")
-    model, source = _model(fields), read_source(fields)
+    logprobs = (top or 0) if values[LOGPROBS] else None
+    usage, continuous = _stream_options(values)
     return ChatRequest(
-        model=model,
-        source=source,
-        messages=messages,
-        template_values={name: values.value(name) for name in values.names()} if values else {},
-        add_generation_prompt=prompt is not False,
-        wish=replace(wish, ignored=fields.unasked()),
-        choices=choices,
+        model=values[MODEL],
+        source=values[ADAPTER_SOURCE],
+        conversation=conversation_of(values),
+        wish=_wish(values, _max_chat_tokens(values), seed, logprobs),
+        choices=values[N],
+        calls_max=calls_max_of(values),
         logprobs=logprobs,
         include_usage=usage,
         continuous_usage=continuous,
     )
 
 
-def _wish(
-    fields: Fields,
-    limits: RequestLimits,
-    max_new_tokens: int | None,
-    seed: int,
-    logprobs: int | None,
-) -> Wish:
+def parse_count_text(body: Mapping[str, object], limits: RequestLimits) -> CountRequest:
+    """The request in `body`, which has a `prompt`."""
+    values = COUNT_TEXT.read(body, limits)
+    special, words = values[ADD_SPECIAL_TOKENS], values[RETURN_WORDS]
+    return CountRequest(values[TEXT], special, words, values.ignored)
+
+
+def parse_count_chat(body: Mapping[str, object], limits: RequestLimits) -> CountRequest:
+    """The request in `body`, which has `messages`."""
+    values = COUNT_CHAT.read(body, limits)
+    conversation = conversation_of(values)
+    special, words = conversation.add_special_tokens, values[RETURN_WORDS]
+    return CountRequest(conversation, special, words, values.ignored)
+
+
+def parse_chat_tokenize(body: Mapping[str, object], limits: RequestLimits) -> ChatTokenizeRequest:
+    """The request in `body`: a chat's, of which the conversation alone counts."""
+    values = CHAT.read(body, limits)
+    return ChatTokenizeRequest(conversation_of(values), values.ignored)
+
+
+def parse_detokenize(body: Mapping[str, object], limits: RequestLimits) -> DetokenizeRequest:
+    """The request in `body`."""
+    values = DETOKENIZE.read(body, limits)
+    return DetokenizeRequest(values[TOKENS], values.ignored)
+
+
+def _wish(values: Values, max_new_tokens: int | None, seed: int, logprobs: int | None) -> Wish:
     """What both routes share; the adapter follows from `model`, which the front resolves."""
-    credential = read_credential(fields)
-    for name in HARMLESS:
-        fields.value(name)
-    for name in NOT_SERVED:
-        fields.refuse(name, remedy="Leave it out: this server does not serve it")
-    for name in CONSTRAINED:
-        fields.refuse(name, remedy="Leave it out: output is not constrained")
-    fields.refuse(
-        "response_format", but=({"type": "text"},), remedy="Leave it out: output is not constrained"
-    )
-    fields.refuse("use_beam_search", but=(False,), remedy="Leave it out: beams are not served")
     return Wish(
         adapter=None,
-        sampling=_sampling(fields, max_new_tokens, seed, logprobs),
+        sampling=_sampling(values, max_new_tokens, seed, logprobs),
         max_new_tokens=max_new_tokens,
-        stops=read_stops(fields, limits, or_one=True),
-        include_stop=fields.boolean("include_stop_str_in_output") or False,
-        skip_special_tokens=fields.boolean("skip_special_tokens") is not False,
-        truncate=fields.integer("truncate_prompt_tokens", 1),
-        stream=fields.boolean("stream") or False,
-        credential=credential,
+        stops=values[STOP],
+        include_stop=values[INCLUDE_STOP],
+        skip_special_tokens=values[SKIP_SPECIAL_TOKENS],
+        truncate=values[TRUNCATE],
+        stream=values[STREAM],
+        ignored=values.ignored,
+        credential=values[API_TOKEN],
     )
 
 
 def _sampling(
-    fields: Fields, max_new_tokens: int | None, seed: int, logprobs: int | None
+    values: Values, max_new_tokens: int | None, seed: int, logprobs: int | None
 ) -> SamplingParams:
     """Temperature 0 is greedy, absent is 1; `top_k` -1 and 0 switch the filter off."""
-    temperature = fields.number("temperature", 0.0)
-    top_k = fields.integer("top_k", -1)
-    given_seed = fields.integer("seed", -(2**63), SEED_MAX)
+    temperature, top_k, given_seed = values[TEMPERATURE], values[TOP_K], values[SEED]
     return build_sampling(
+        values,
         max_new_tokens,
         SAMPLING_NAMES,
-        min_new_tokens=fields.integer("min_tokens", 0),
+        min_new_tokens=values[MIN_TOKENS],
         temperature=1.0 if temperature is None else temperature,
         top_k=None if top_k is None else max(top_k, 0),
-        top_p=fields.number("top_p"),
-        min_p=fields.number("min_p"),
-        typical_p=fields.number("typical_p"),
-        repetition_penalty=fields.number("repetition_penalty"),
-        frequency_penalty=fields.number("frequency_penalty"),
-        presence_penalty=fields.number("presence_penalty"),
-        logit_bias=read_logit_bias(fields),
         # OpenAI's seeds may be negative; each keeps a seed of its own.
         seed=seed if given_seed is None else given_seed % (SEED_MAX + 1),
-        stop_token_ids=fields.integers("stop_token_ids"),
-        ignore_eos=_ignore_eos(fields),
+        ignore_eos=values[IGNORE_EOS] or values[IGNORE_EOS_TOKEN],
         logprobs=logprobs,
     )
 
 
-def _ignore_eos(fields: Fields) -> bool:
-    """vLLM calls it `ignore_eos`, LoRAX `ignore_eos_token`."""
-    newer, older = fields.boolean("ignore_eos"), fields.boolean("ignore_eos_token")
-    return bool(newer or older)
-
-
-def _max_chat_tokens(fields: Fields) -> int | None:
-    newer = fields.integer("max_completion_tokens", 1)
-    older = fields.integer("max_tokens", 1)
+def _max_chat_tokens(values: Values) -> int | None:
+    newer, older = values[MAX_COMPLETION_TOKENS], values[MAX_TOKENS]
     if newer is not None and older is not None and newer != older:
         raise refusal(
             "max_tokens", older, f"differs from `max_completion_tokens` ({newer})", "Send one"
@@ -186,153 +323,19 @@ def _max_chat_tokens(fields: Fields) -> int | None:
     return older if newer is None else newer
 
 
-def _model(fields: Fields) -> str | None:
-    model = fields.string("model")
-    return None if model is None else check_name("model", model)
-
-
-def _stream_options(fields: Fields) -> tuple[bool, bool]:
+def _stream_options(values: Values) -> tuple[bool, bool]:
     """(a last chunk with usage, usage in every chunk)."""
-    options = fields.nested("stream_options")
-    if options is None:
-        return False, False
-    continuous = options.boolean("continuous_usage_stats") or False
-    return (options.boolean("include_usage") or False), continuous
-
-
-def _choices(fields: Fields, limits: RequestLimits, prompts: int) -> int:
-    choices = fields.integer("n", 1) or 1
-    if choices * prompts > limits.sequences_max:
-        raise ValidationError(
-            f"`n` times the number of prompts must be <= {limits.sequences_max}, "
-            f"got {shown(choices)} times {prompts}",
-            field="n",
-            remedy="Send several requests",
-        )
-    return choices
-
-
-def _prompts(fields: Fields, limits: RequestLimits) -> tuple[Prompt, ...]:
-    """`prompt`: a string, token ids, or a list of either."""
-    fields.refuse("prompt_embeds", remedy="Send the prompt as text or token ids")
-    value = fields.value("prompt")
-    if value is None:
-        raise ValidationError(
-            "`prompt` is missing", field="prompt", remedy="Send a string, or a list of strings"
-        )
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not value:
-        raise refusal(
-            "prompt", value, "must be text, token ids or a non-empty list of these", "Send a string"
-        )
-    items = cast("list[object]", value)
-    if _are_token_ids(items):
-        items = [items]
-    if len(items) > limits.sequences_max:
-        raise ValidationError(
-            f"`prompt` holds {len(items)} prompts, more than {limits.sequences_max}",
-            field="prompt",
-            remedy="Send several requests",
-        )
-    return tuple(_prompt(item) for item in items)
-
-
-def _prompt(item: object) -> Prompt:
-    if isinstance(item, str) and item:
-        return whole_text("prompt", item)
-    if isinstance(item, list) and item and _are_token_ids(cast("list[object]", item)):
-        return tuple(cast("list[int]", item))
-    raise refusal(
-        "prompt", item, "must hold non-empty strings or lists of token ids", "Send a string"
+    options = values[STREAM_OPTIONS]
+    return (
+        (False, False) if options is None else (options[INCLUDE_USAGE], options[CONTINUOUS_USAGE])
     )
 
 
-def _are_token_ids(items: list[object]) -> bool:
-    return all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
-
-
-def _refuse_tools(fields: Fields) -> None:
-    fields.refuse("tools", but=([],), remedy="Leave them out: tool calls are not served")
-    fields.refuse("tool_choice", but=("none", "auto"), remedy='Leave it out or send "none"')
-    fields.refuse("tool_prompt", remedy="Leave it out: tool calls are not served")
-    fields.refuse("guideline", remedy="Leave it out, or write it into a system message")
-    fields.refuse("modalities", but=(["text"],), remedy='Leave it out or send ["text"]')
-    fields.refuse(
-        "continue_final_message", but=(False,), remedy="Use /v1/completions to continue a text"
-    )
-    fields.boolean("parallel_tool_calls")
-
-
-def _messages(fields: Fields, limits: RequestLimits) -> tuple[Mapping[str, object], ...]:
-    messages = fields.objects("messages")
-    if not messages:
+def _check_texts(field: str, texts: int, prompts: int, limits: RequestLimits) -> None:
+    if texts * prompts > limits.sequences_max:
         raise ValidationError(
-            "`messages` is missing or empty",
-            field="messages",
-            remedy='Send a list such as [{"role": "user", "content": "..."}]',
+            f"`{field}` times the number of prompts must be <= {limits.sequences_max}, "
+            f"got {shown(texts)} times {prompts}",
+            field=field,
+            remedy="Send several requests",
         )
-    if len(messages) > limits.messages_max:
-        raise ValidationError(
-            f"`messages` holds {len(messages)} messages, more than {limits.messages_max}",
-            field="messages",
-            remedy="Send a shorter conversation",
-        )
-    return tuple(_message(message) for message in messages)
-
-
-def _message(message: Fields) -> Mapping[str, object]:
-    """One message as templates read it: its text in one string, its tool calls as objects."""
-    role = message.string("role")
-    if role not in ROLES:
-        raise refusal(
-            message.name_of("role"),
-            role,
-            f"must be one of {', '.join(ROLES)}",
-            "Name who speaks",
-        )
-    calls = message.objects("tool_calls")
-    content = _content(message)
-    if content is None and not calls and role != "assistant":
-        raise ValidationError(
-            f"`{message.name_of('content')}` is missing",
-            field=message.name_of("content"),
-            remedy="Send the message's text",
-        )
-    plain: dict[str, object] = {"role": role, "content": "" if content is None else content}
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        text = message.string(name)
-        if text is not None:
-            plain[name] = text
-    if calls:
-        plain["tool_calls"] = [_tool_call(call) for call in calls]
-    return plain
-
-
-def _content(message: Fields) -> str | None:
-    """A string, or the texts of its parts joined."""
-    if not isinstance(message.value("content"), list):
-        return message.string("content")
-    texts: list[str] = []
-    for part in message.objects("content") or []:
-        kind = part.string("type")
-        if kind not in ("text", "input_text"):
-            raise refusal(
-                part.name_of("type"), kind, 'must be "text"', "Send text only: nothing else is read"
-            )
-        texts.append(part.string("text") or "")
-    return "".join(texts)
-
-
-def _tool_call(call: Fields) -> Mapping[str, object]:
-    function = call.nested("function") or Fields({}, call.name_of("function"))
-    arguments = function.value("arguments")
-    if isinstance(arguments, str):
-        # Callers send the arguments as JSON text; templates write them out themselves.
-        with contextlib.suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments)
-    return {
-        "id": call.string("id"),
-        "type": "function",
-        "function": {"name": function.string("name") or "", "arguments": arguments},
-    }

@@ -1,34 +1,110 @@
 """Bodies of /generate, /generate_stream, / and /tokenize, as TGI and LoRAX know them."""
 
 from collections.abc import Mapping
-from dataclasses import fields as fields_of
-from dataclasses import replace
 
 from adex_proto.errors import ValidationError
-from adex_proto.sampling import SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
-from adex_scheduler.front.fields import Fields, refusal
+from adex_proto.sampling import COUNT_MAX, TOP_LOGPROBS_MAX, SamplingParams
+from adex_scheduler.front.body import refusal
+from adex_scheduler.front.fields import (
+    RequestLimits,
+    Table,
+    Values,
+    boolean,
+    custom,
+    integer,
+    nested,
+    refused,
+    string,
+)
 from adex_scheduler.front.schema import (
+    ADAPTER_SOURCE,
+    ADD_SPECIAL_TOKENS,
+    API_TOKEN,
+    MIN_P,
+    NAME_SCHEMA,
+    SHARED,
+    SKIP_SPECIAL_TOKENS,
+    STOP_LIST,
+    STREAM,
+    TEMPERATURE,
+    TOP_P,
+    TYPICAL_P,
     AdapterName,
     GenerateRequest,
-    RequestLimits,
     TokenizeRequest,
     Wish,
     build_sampling,
     check_name,
-    read_credential,
-    read_logit_bias,
-    read_source,
-    read_stops,
+    count_in_range,
 )
 
 BASE_NAMES = ("", "__base_model__")
-# Fields of other servers that would choose an adapter; unread, they would mean the base model.
-MISPLACED = ("adapter_id", "adapter_source", "lora_path", "lora_name", "model")
-SAMPLING_NAMES = {field.name: f"parameters.{field.name}" for field in fields_of(SamplingParams)} | {
-    "ignore_eos": "parameters.ignore_eos_token",
-    "logprobs": "parameters.top_n_tokens",
+SAMPLING_NAMES = {
+    "max_new_tokens": "parameters.max_new_tokens",
+    "min_new_tokens": "parameters.min_new_tokens",
 }
-TEXT_FORMAT = {"type": "text"}
+
+ADAPTER_ID = custom(
+    "adapter_id", "The adapter; the base model where left out or empty.", check_name, NAME_SCHEMA
+)
+MAX_NEW_TOKENS = count_in_range("max_new_tokens", "How many tokens may be written.")
+MIN_NEW_TOKENS = count_in_range("min_new_tokens", "How many come before an end token may.")
+IGNORE_EOS = boolean("ignore_eos_token", "Go on after the model's end token.").otherwise(False)
+DO_SAMPLE = boolean("do_sample", "Draw tokens by their probability.").otherwise(False)
+TOP_K = integer("top_k", "Draw among so many of the most probable.", low=1, high=COUNT_MAX)
+SEED = count_in_range("seed", "What makes drawing repeatable; drawn where left out.")
+BEST_OF = integer(
+    "best_of", "Write so many texts and answer the most probable one.", low=1
+).otherwise(1)
+TRUNCATE = integer("truncate", "Keep the last so many tokens of the prompt.", low=1)
+RETURN_FULL_TEXT = boolean("return_full_text", "Begin with the prompt.").otherwise(False)
+DETAILS = boolean("details", "Tell tokens, seed and the reason of the end.").otherwise(False)
+TOP_N_TOKENS = integer(
+    "top_n_tokens", "List the most probable tokens at each place.", low=0, high=TOP_LOGPROBS_MAX
+).otherwise(0)
+RETURN_K_ALTERNATIVES = integer(
+    "return_k_alternatives", "LoRAX's word for `top_n_tokens`.", low=1, high=TOP_LOGPROBS_MAX
+).otherwise(0)
+
+PARAMETERS = Table(
+    "GenerateParameters",
+    ADAPTER_ID,
+    MAX_NEW_TOKENS,
+    MIN_NEW_TOKENS,
+    STOP_LIST,
+    IGNORE_EOS,
+    DO_SAMPLE,
+    TOP_K,
+    SEED,
+    BEST_OF,
+    TRUNCATE,
+    RETURN_FULL_TEXT,
+    DETAILS,
+    TOP_N_TOKENS,
+    RETURN_K_ALTERNATIVES,
+    *SHARED,
+    refused("merged_adapters", "Name one adapter in `parameters.adapter_id`"),
+    refused("watermark", "Leave it out: texts are not watermarked", but=(False,)),
+    refused("decoder_input_details", "Leave it out: prompts are not scored", but=(False,)),
+    refused("apply_chat_template", "Use /v1/chat/completions with `messages`", but=(False,)),
+    refused("response_format", "Leave it out: output is not constrained", but=({"type": "text"},)),
+    refused("grammar", "Leave it out: output is not constrained"),
+)
+PARAMETERS_FIELD = nested("parameters", "How to generate.", PARAMETERS)
+INPUTS = string("inputs", "The prompt.", least=1).demanded("Send the prompt as a string")
+GENERATE = Table(
+    "GenerateRequest",
+    INPUTS,
+    PARAMETERS_FIELD,
+    STREAM,
+    # Fields of other servers that would choose an adapter; unread, they would mean the base model.
+    *(
+        refused(name, "Name the adapter in `parameters.adapter_id`")
+        for name in ("adapter_id", "adapter_source", "lora_path", "lora_name", "model")
+    ),
+)
+TEXT = string("inputs", "The text.").demanded("Send the text as a string")
+TOKENIZE = Table("TokenizeRequest", TEXT, ADD_SPECIAL_TOKENS)
 
 
 def parse_generate(
@@ -39,128 +115,97 @@ def parse_generate(
     `stream` says how the route answers; None lets the body's own `stream` say it.
     Raises ValidationError for the first field that is wrong.
     """
-    fields = Fields(body)
-    prompt = fields.string("inputs")
-    if prompt is None:
-        raise ValidationError(
-            "`inputs` is missing", field="inputs", remedy="Send the prompt as a string"
-        )
-    if not prompt:
-        raise ValidationError(
-            "`inputs` cannot be empty", field="inputs", remedy="Send at least one character"
-        )
-    for name in MISPLACED:
-        fields.refuse(name, remedy="Name the adapter in `parameters.adapter_id`")
-    parameters = fields.nested("parameters") or Fields({}, "parameters")
-    if stream is None:
-        stream = fields.boolean("stream") or False
-    _refuse_unserved(parameters)
-    credential = read_credential(parameters)
-    alternatives = max(
-        parameters.integer("top_n_tokens", 0, TOP_LOGPROBS_MAX) or 0,
-        parameters.integer("return_k_alternatives", 1, TOP_LOGPROBS_MAX) or 0,
-    )
-    details = parameters.boolean("details") or False
-    max_new_tokens = parameters.integer("max_new_tokens", 1)
-    # Every token of a stream, and of the details, has a log probability in these formats.
-    logprobs = alternatives if details or stream or alternatives else None
-    sampling = _sampling(parameters, max_new_tokens, seed, logprobs)
+    values = GENERATE.read(body, limits)
+    parameters = values[PARAMETERS_FIELD] or PARAMETERS.read({}, limits, "parameters")
+    streams = values[STREAM] if stream is None else stream
+    alternatives = max(parameters[TOP_N_TOKENS], parameters[RETURN_K_ALTERNATIVES])
+    best_of, details = parameters[BEST_OF], parameters[DETAILS]
+    # Every token of a stream, and of the details, has a log probability in these formats, and the
+    # best of several texts is the most probable one.
+    scored = details or streams or alternatives or best_of > 1
+    sampling = _sampling(parameters, seed, alternatives if scored else None)
+    _check_best_of(parameters, sampling, limits, streams=streams)
     wish = Wish(
         adapter=_adapter(parameters),
         sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        stops=read_stops(parameters, limits, or_one=False),
+        max_new_tokens=parameters[MAX_NEW_TOKENS],
+        stops=parameters[STOP_LIST],
         include_stop=True,
-        skip_special_tokens=parameters.boolean("skip_special_tokens") is not False,
-        truncate=parameters.integer("truncate", 1),
-        stream=stream,
-        credential=credential,
+        skip_special_tokens=parameters[SKIP_SPECIAL_TOKENS],
+        truncate=parameters[TRUNCATE],
+        stream=streams,
+        ignored=values.ignored,
+        credential=parameters[API_TOKEN],
     )
-    full_text = parameters.boolean("return_full_text") or False
-    ignored = (*fields.unasked(), *parameters.unasked())
     return GenerateRequest(
-        prompt=prompt,
-        wish=replace(wish, ignored=ignored),
+        prompt=values[INPUTS],
+        wish=wish,
         details=details,
-        return_full_text=full_text,
+        return_full_text=parameters[RETURN_FULL_TEXT],
         alternatives=alternatives,
+        best_of=best_of,
     )
 
 
-def parse_tokenize(body: Mapping[str, object]) -> TokenizeRequest:
-    """The request in `body`: `inputs`, or `prompt` as other servers call it."""
-    fields = Fields(body)
-    text = fields.string("inputs")
-    if text is None:
-        text = fields.string("prompt")
-    if text is None:
-        raise ValidationError(
-            "`inputs` is missing", field="inputs", remedy="Send the text as a string"
-        )
-    return TokenizeRequest(text, fields.boolean("add_special_tokens") is not False)
+def parse_tokenize(body: Mapping[str, object], limits: RequestLimits) -> TokenizeRequest:
+    """The request in `body`."""
+    values = TOKENIZE.read(body, limits)
+    return TokenizeRequest(values[TEXT], values[ADD_SPECIAL_TOKENS], values.ignored)
 
 
-def _adapter(parameters: Fields) -> AdapterName | None:
-    source = read_source(parameters)
-    name = parameters.string("adapter_id")
+def _adapter(parameters: Values) -> AdapterName | None:
+    name = parameters[ADAPTER_ID]
     if name is None or name in BASE_NAMES:
         return None
-    return AdapterName(check_name(parameters.name_of("adapter_id"), name), source)
+    return AdapterName(name, parameters[ADAPTER_SOURCE])
 
 
-def _sampling(
-    parameters: Fields, max_new_tokens: int | None, seed: int, logprobs: int | None
-) -> SamplingParams:
+def _sampling(parameters: Values, seed: int, logprobs: int | None) -> SamplingParams:
     """As LoRAX decides it: a filter or a temperature other than 0 and 1 implies sampling."""
-    do_sample = parameters.boolean("do_sample") or False
-    temperature = parameters.number("temperature", 0.0)
-    top_k = parameters.integer("top_k", 1)
-    top_p = parameters.number("top_p")
-    typical_p = parameters.number("typical_p")
-    min_p = parameters.number("min_p")
+    temperature, given_seed = parameters[TEMPERATURE], parameters[SEED]
+    top_p, typical_p, min_p = parameters[TOP_P], parameters[TYPICAL_P], parameters[MIN_P]
     filtered = (
-        top_k is not None
+        parameters[TOP_K] is not None
         or (top_p is not None and top_p < 1.0)
         or (typical_p is not None and typical_p < 1.0)
         or (min_p is not None and min_p > 0.0)
     )
-    sampled = do_sample or filtered or temperature not in (None, 0.0, 1.0)
-    given_seed = parameters.integer("seed", 0, SEED_MAX)
+    sampled = parameters[DO_SAMPLE] or filtered or temperature not in (None, 0.0, 1.0)
     return build_sampling(
-        max_new_tokens,
+        parameters,
+        parameters[MAX_NEW_TOKENS],
         SAMPLING_NAMES,
-        min_new_tokens=parameters.integer("min_new_tokens", 0),
+        min_new_tokens=parameters[MIN_NEW_TOKENS],
         temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=parameters.number("repetition_penalty"),
-        frequency_penalty=parameters.number("frequency_penalty"),
-        presence_penalty=parameters.number("presence_penalty"),
-        logit_bias=read_logit_bias(parameters),
+        top_k=parameters[TOP_K],
         seed=seed if given_seed is None else given_seed,
-        stop_token_ids=parameters.integers("stop_token_ids"),
-        ignore_eos=parameters.boolean("ignore_eos_token"),
+        ignore_eos=parameters[IGNORE_EOS],
         logprobs=logprobs,
     )
 
 
-def _refuse_unserved(parameters: Fields) -> None:
-    parameters.refuse("merged_adapters", remedy="Name one adapter in `parameters.adapter_id`")
-    best_of = parameters.integer("best_of")
-    if best_of is not None and best_of != 1:
-        raise refusal(
-            parameters.name_of("best_of"), best_of, "must be 1", "Send one request per text"
+def _check_best_of(
+    parameters: Values, sampling: SamplingParams, limits: RequestLimits, *, streams: bool
+) -> None:
+    """Several texts differ only where they are drawn, each with a seed of its own."""
+    best_of, name = parameters[BEST_OF], parameters.name_of(BEST_OF)
+    if best_of == 1:
+        return
+    if best_of > limits.sequences_max:
+        raise ValidationError(
+            f"`{name}` must be > 0 and <= {limits.sequences_max}. Given: {best_of}",
+            field=name,
+            remedy=f"Ask for at most {limits.sequences_max}",
         )
-    parameters.refuse("watermark", but=(False,), remedy="Leave it out: texts are not watermarked")
-    parameters.refuse(
-        "decoder_input_details", but=(False,), remedy="Leave it out: prompts are not scored"
-    )
-    parameters.refuse(
-        "apply_chat_template", but=(False,), remedy="Use /v1/chat/completions with `messages`"
-    )
-    parameters.refuse(
-        "response_format", but=(TEXT_FORMAT,), remedy="Leave it out: output is not constrained"
-    )
-    parameters.refuse("grammar", remedy="Leave it out: output is not constrained")
+    if streams:
+        raise refusal(name, best_of, "must be 1 when streaming tokens", "Ask for the whole text")
+    if sampling.temperature == 0:
+        raise ValidationError(
+            f"you must use sampling when `{name}` is > 1",
+            field=name,
+            remedy="Set `do_sample`, or a `temperature` other than 0 and 1",
+        )
+    if parameters[SEED] is not None:
+        raise ValidationError(
+            f"`seed` must not be set when `{name}` > 1", field=name, remedy="Leave one of them out"
+        )

@@ -37,7 +37,7 @@ from adex_proto.errors import (
     ValidationError,
     WorkerLost,
 )
-from adex_scheduler.front.fields import MalformedBodyError
+from adex_scheduler.front.body import MalformedBodyError
 
 RETRY_AFTER_DEFAULT_S = 1.0
 

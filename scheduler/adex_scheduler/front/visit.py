@@ -13,7 +13,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
-from adex_scheduler.front.fields import MalformedBodyError, read_object
+from adex_scheduler.front.body import MalformedBodyError, read_object
 from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.sse import KEEP_ALIVE, frame, json_bytes
@@ -55,7 +55,7 @@ def begin_visit(request: web.Request) -> Visit:
     request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "unknown"
-    family = Family.OPENAI if request.path.startswith("/v1/") else Family.TGI
+    family = Family.OPENAI if request.path.startswith(("/v1/", "/detokenize")) else Family.TGI
     visit = Visit(request_id, endpoint, family)
     request[VISIT] = visit
     return visit

@@ -11,12 +11,13 @@ from datetime import datetime
 from typing import Any, NoReturn, cast
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from adex_proto.errors import TemplateError
+from adex_scheduler.text.tool_calls import call_form_of
 
 # Four megabytes of prompt is beyond any context; a template that writes more runs away.
 PROMPT_CHARACTERS_MAX = 4 * 2**20
@@ -76,6 +77,9 @@ class ChatTemplate:
         names.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         self._plain = _compile(environment, source)
         self._with_tools = self._plain if with_tools is None else _compile(environment, with_tools)
+        tools_source = source if with_tools is None else with_tools
+        self.takes_tools = with_tools is not None or _mentions_tools(environment, source)
+        self.call_form = call_form_of(tools_source)
 
     def render(
         self,
@@ -84,9 +88,19 @@ class ChatTemplate:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, object]] | None,
         values: Mapping[str, object],
+        continues: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> str:
-        """The prompt. Raises TemplateError with the template's own reason when it refuses."""
+        """The prompt; with `continues` it ends where the last message does.
+
+        Raises TemplateError with the template's own reason when it refuses.
+        """
+        if tools and not self.takes_tools:
+            raise TemplateError(
+                "this model's chat template has no place for tools",
+                field="tools",
+                remedy="Describe them in a system message, or serve a model that knows tools",
+            )
         template = self._with_tools if tools else self._plain
         deadline = clock() + RENDER_SECONDS_MAX
         pieces: list[str] = []
@@ -113,7 +127,23 @@ class ChatTemplate:
             raise _refusal(str(error.message or error)) from error
         except Exception as error:  # a template is a program: any of Python's errors can come out
             raise _refusal(f"{type(error).__name__}: {error}") from error
-        return "".join(pieces)
+        prompt = "".join(pieces)
+        return _cut_after(prompt, str(messages[-1]["content"])) if continues else prompt
+
+
+def _mentions_tools(environment: jinja2.Environment, source: str) -> bool:
+    return "tools" in meta.find_undeclared_variables(environment.parse(source))
+
+
+def _cut_after(prompt: str, text: str) -> str:
+    """The prompt up to the end of its last message, whose white space a template may trim."""
+    start = prompt.rfind(text.strip())
+    if start < 0:
+        raise _refusal("it does not repeat the last message as it is, which is to be continued")
+    open_end = text.lstrip()
+    if prompt.startswith(open_end, start):
+        return prompt[: start + len(open_end)]
+    return prompt[: start + len(text.strip())]
 
 
 def _compile(environment: jinja2.Environment, source: str) -> jinja2.Template:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from adex_proto.errors import TemplateError, ValidationError
 from adex_scheduler.text.chat import ChatTemplate
 from adex_scheduler.text.files import json_object, read_model_files
+from adex_scheduler.text.tool_calls import CallForm
 
 # Texts whose last token is plain text in any vocabulary with Latin letters or digits.
 ANCHOR_TEXTS = ("a", "e", "the", "A", "0", "1", "x")
@@ -65,6 +66,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether `render_chat` can work at all."""
         return self._chat is not None
+
+    @property
+    def call_form(self) -> CallForm:
+        """How this model writes tool calls, as far as its chat template tells."""
+        return CallForm.BARE if self._chat is None else self._chat.call_form
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the special tokens of a whole prompt unless told otherwise."""
@@ -127,6 +133,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
         template_values: Mapping[str, object] | None = None,
+        continues: bool = False,
     ) -> str:
         """The prompt the model's chat template makes of `messages`.
 
@@ -145,6 +152,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             values=values,
+            continues=continues,
         )
 
     def _special_ids(self, config: Mapping[str, object]) -> frozenset[int]:

@@ -79,6 +79,8 @@ class ScriptedEngine:
     requests: list[EngineRequest] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     pause_s: float = 0.0
+    logprobs: dict[int, float] = field(default_factory=dict[int, float])
+    """What the tokens of a request's texts have, by the text's place; -0.5 where not said."""
     hold: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stream(
@@ -131,13 +133,17 @@ class ScriptedEngine:
             top = tuple(
                 (other, -float(other + 1)) for other in range(request.sampling.logprobs or 0)
             )
-            logprob = None if request.sampling.logprobs is None else -0.5
+            logprob = None if request.sampling.logprobs is None else self._logprob(request)
             special = tokenizer().is_special(token_id)
             shown = tokenizer().token_text(token_id) if special else own
             token = SampledToken(1, token_id, logprob, top)
             yield Piece(token, shown, special, text, finish)
             if finish is not None:
                 return
+
+    def _logprob(self, request: EngineRequest) -> float:
+        place = request.request_id.partition("-")[2] or "0"
+        return self.logprobs.get(int(place), -0.5)
 
     def adapters(self) -> list[AdapterStatus]:
         key = AdapterKey("", "local", "tone")

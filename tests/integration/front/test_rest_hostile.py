@@ -74,7 +74,11 @@ async def test_bytes_that_are_no_http_are_400_and_one_line_of_log(
     door: Any, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert b"400 Bad Request" in await raw(door, sent)
+        answer = await raw(door, sent)
+    assert b"400 Bad Request" in answer
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head
+    assert json.loads(body)["error_type"] in ("bad_request", "validation")
     assert "secret" not in caplog.text
     assert "Traceback" not in caplog.text
     assert not any(record.levelno > logging.INFO for record in caplog.records)

@@ -10,8 +10,8 @@ from adex_scheduler.config import read_alias
 from adex_scheduler.engine import AdapterStatus, EngineRequest
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.front.catalogue import known_adapters
-from adex_scheduler.front.fields import Fields
-from adex_scheduler.front.schema import AdapterName, read_credential, read_source
+from adex_scheduler.front.fields import RequestLimits, Table, Values
+from adex_scheduler.front.schema import ADAPTER_SOURCE, API_TOKEN, AdapterName
 from adex_scheduler.front.tenants import Directory
 
 ALIASES = {"friendly": AdapterKey("", "hub", "org/one", "v1")}
@@ -55,19 +55,22 @@ def test_a_token_makes_a_hub_name_its_own_and_changes_no_other() -> None:
     assert local == AdapterKey("", "local", "org/one")
 
 
+def read(raw: dict[str, object]) -> Values:
+    return Table("naming", ADAPTER_SOURCE, API_TOKEN).read(raw, RequestLimits())
+
+
 @pytest.mark.parametrize("source", ["hf", "huggingface", "hub"])
 def test_the_hub_has_three_names(source: str) -> None:
-    assert read_source(Fields({"adapter_source": source})) == "hub"
+    assert read({"adapter_source": source})[ADAPTER_SOURCE] == "hub"
 
 
 @pytest.mark.parametrize("token", ["", "hf canary", "hf\ncanary", "canary\u00e9" * 2, ["canary"]])
 def test_a_token_that_is_none_is_refused_without_being_quoted(token: object) -> None:
-    fields = Fields({"api_token": token})
     if token == "":
-        assert read_credential(fields) == ""
+        assert read({"api_token": token})[API_TOKEN] == ""
         return
     with pytest.raises(ValidationError) as refused:
-        read_credential(fields)
+        read({"api_token": token})
     assert "canary" not in str(refused.value) + repr(refused.value)
 
 

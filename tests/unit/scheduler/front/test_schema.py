@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from adex_scheduler.front.schema import RequestLimits
+from adex_scheduler.front.fields import RequestLimits
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
 from adex_scheduler.front.schema_tgi import parse_generate
 
@@ -99,12 +99,13 @@ def test_parts_of_a_message_join_and_tool_history_reaches_the_template() -> None
         LIMITS,
         seed=1,
     )
-    assert asked.messages[0]["content"] == "ab"
-    assert asked.messages[1]["tool_calls"] == [
+    talk = asked.conversation
+    assert talk.messages[0]["content"] == "ab"
+    assert talk.messages[1]["tool_calls"] == [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     ]
-    assert asked.messages[2]["tool_call_id"] == "1"
-    assert asked.template_values == {"enable_thinking": False}
+    assert talk.messages[2]["tool_call_id"] == "1"
+    assert talk.template_values == {"enable_thinking": False}
 
 
 def test_template_values_cannot_replace_the_messages_themselves() -> None:
@@ -113,7 +114,7 @@ def test_template_values_cannot_replace_the_messages_themselves() -> None:
         LIMITS,
         seed=1,
     )
-    assert asked.messages[0]["content"] == "a"
+    assert asked.conversation.messages[0]["content"] == "a"
 
 
 def test_fields_without_effect_are_kept_by_name() -> None:

@@ -1,0 +1,82 @@
+"""Routes from text to tokens and back: /tokenize, /detokenize and /chat_tokenize."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from adex_scheduler.front import replies_tgi
+from adex_scheduler.front.generation import total_tokens_max
+from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.prompts import beside_if_long, rendered, token_ids_of
+from adex_scheduler.front.schema import CountRequest
+from adex_scheduler.front.schema_openai import (
+    parse_chat_tokenize,
+    parse_count_chat,
+    parse_count_text,
+    parse_detokenize,
+)
+from adex_scheduler.front.schema_tgi import parse_tokenize
+from adex_scheduler.front.visit import SERVING, body_of_request, json_reply, visit_of
+
+Json = dict[str, object]
+
+
+async def tokenize(request: web.Request) -> web.StreamResponse:
+    """POST /tokenize: TGI's answer to `inputs`, vLLM's to `prompt` and to `messages`."""
+    serving, body = request.app[SERVING], await body_of_request(request)
+    limits = serving.options.limits
+    if body.get("messages") is not None:
+        return await _counted(request, parse_count_chat(body, limits))
+    if body.get("prompt") is not None:
+        return await _counted(request, parse_count_text(body, limits))
+    asked = parse_tokenize(body, limits)
+    visit_of(request).ignored = asked.ignored
+    return json_reply(await _listed(serving, asked.text, asked.add_special_tokens))
+
+
+async def chat_tokenize(request: web.Request) -> web.StreamResponse:
+    """POST /chat_tokenize: the prompt that a conversation makes, and its tokens."""
+    serving, body = request.app[SERVING], await body_of_request(request)
+    asked = parse_chat_tokenize(body, serving.options.limits)
+    visit_of(request).ignored = asked.ignored
+    text = await rendered(serving.tokenizer, asked.conversation)
+    tokens = await _listed(serving, text, asked.conversation.add_special_tokens)
+    return json_reply({"tokenize_response": tokens, "templated_text": text})
+
+
+async def detokenize(request: web.Request) -> web.StreamResponse:
+    """POST /detokenize: the text of token ids."""
+    tokenizer, body = request.app[SERVING].tokenizer, await body_of_request(request)
+    asked = parse_detokenize(body, request.app[SERVING].options.limits)
+    visit_of(request).ignored = asked.ignored
+    known = [token_id for token_id in asked.token_ids if tokenizer.is_known(token_id)]
+    text = await beside_if_long(len(known), lambda: tokenizer.decode_raw(known))
+    return json_reply({"prompt": text})
+
+
+async def _listed(serving: Serving, text: str, add_special_tokens: bool) -> list[Json]:
+    """Each token with its own part of the text."""
+
+    def tokens() -> list[Json]:
+        spans = serving.tokenizer.encode_with_offsets(text, add_special_tokens)
+        return replies_tgi.tokenized(text, spans)
+
+    return await beside_if_long(len(text), tokens)
+
+
+async def _counted(request: web.Request, asked: CountRequest) -> web.StreamResponse:
+    """How many tokens it has, and which."""
+    serving = request.app[SERVING]
+    visit_of(request).ignored = asked.ignored
+    tokenizer, worker = serving.tokenizer, serving.engine.info
+    text = asked.source
+    if not isinstance(text, str):
+        text = await rendered(tokenizer, text)
+    ids = await token_ids_of(tokenizer, text, asked.add_special_tokens)
+    reply: Mapping[str, object] = {
+        "count": len(ids),
+        "max_model_len": None if worker is None else total_tokens_max(serving, worker),
+        "tokens": ids,
+        "token_strs": [tokenizer.token_text(token_id) for token_id in ids] if asked.words else None,
+    }
+    return json_reply(reply)
