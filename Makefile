@@ -1,6 +1,6 @@
 # Adex. `make serve` and `make test` set everything up by themselves on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help setup system serve test check fix protos bench lock clean
+.PHONY: help setup system serve test check fix protos bench bench-exchange lock clean
 
 BIN := .venv/bin
 PORT ?= 8080
@@ -9,7 +9,7 @@ ADAPTERS ?= demo/adapters
 ARGS ?=
 
 help:     ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: .venv/.stamp  ## .venv from requirements/lock.txt [PYTHON=, TORCH_INDEX=]
 
@@ -42,6 +42,9 @@ protos: setup  ## the generated protobuf code, with the oldest supported compile
 
 bench: setup  ## serving beside transformers + PEFT, in one table [ARGS=]
 	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+bench-exchange: setup  ## adapters far beyond memory, beside all resident; takes 25 minutes [ARGS=]
+	$(BIN)/python benchmarks/exchange.py $(ARGS)
 
 lock:     ## requirements/lock.txt anew from pyproject.toml [TORCH=]
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" sh requirements/lock.sh

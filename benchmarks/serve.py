@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -66,36 +66,50 @@ def _free_port() -> int:
 
 
 @contextmanager
-def serving(model: Path, adapters: Path, options: argparse.Namespace) -> Iterator[str]:
-    """`adex serve` over the model and the adapters' root; its address once it is healthy."""
+def serving(
+    model: Path,
+    adapters: Path,
+    options: argparse.Namespace,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """`adex serve` over the model and the adapters' root; its address once it is healthy.
+
+    `flags` come last and so outweigh what `options` say.
+    """
     port, grpc_port = _free_port(), _free_port()
     command = [sys.executable, "-m", "adex", "serve", "--model-id", str(model)]
     command += ["--local-adapter-root", str(adapters), "--port", str(port)]
     command += ["--grpc-port", str(grpc_port), "--dtype", options.dtype]
-    command += ["--device-memory", options.device_memory, "--max-sequences", "64"]
-    with tempfile.TemporaryDirectory() as cache, (options.work / "server.log").open("wb") as log:
+    command += ["--device-memory", options.device_memory, "--max-sequences", "64", *flags]
+    log_path = options.work / f"server-{port}.log"
+    # Beside the adapters, not under /tmp: that may be memory, and too small for a thousand bundles.
+    with tempfile.TemporaryDirectory(dir=options.work) as cache, log_path.open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--cache-dir", cache], stdout=log, stderr=subprocess.STDOUT
+            [*command, "--cache-dir", cache],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
         )
         try:
-            _wait_healthy(f"http://127.0.0.1:{port}", process)
+            _wait_healthy(f"http://127.0.0.1:{port}", process, log_path)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(timeout=60)
 
 
-def _wait_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"the server ended with {process.returncode}; see server.log")
+            raise SystemExit(f"the server ended with {process.returncode}; see {log}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
         except OSError:
             time.sleep(0.2)
-    raise SystemExit(f"the server was not ready within {START_S_MAX:.0f} s; see server.log")
+    raise SystemExit(f"the server was not ready within {START_S_MAX:.0f} s; see {log}")
 
 
 class _Peft:
@@ -172,12 +186,17 @@ def _measure(
 
 
 def _write(text: str, ours: dict[Key, Cell], theirs: dict[Key, Cell], dtype: str) -> Path:
-    machine = f"{os.cpu_count()}-core-{platform.machine()}"
-    stem = f"{datetime.now(UTC):%Y-%m-%d}-{machine}-{dtype}"
-    path = HERE / "results" / f"serve-{stem}.md"
-    path.parent.mkdir(exist_ok=True)
+    path = result_path("serve", dtype)
     plot(ours, theirs, path.with_suffix(".png"))
     path.write_text(text + f"\n\n![tokens per second]({path.with_suffix('.png').name})\n")
+    return path
+
+
+def result_path(name: str, dtype: str) -> Path:
+    """Where a benchmark's table is written: by its name, the day, the machine and the type."""
+    machine = f"{os.cpu_count()}-core-{platform.machine()}"
+    path = HERE / "results" / f"{name}-{datetime.now(UTC):%Y-%m-%d}-{machine}-{dtype}.md"
+    path.parent.mkdir(exist_ok=True)
     return path
 
 
@@ -188,7 +207,8 @@ def _cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
-def _heading(options: argparse.Namespace) -> str:
+def where_and_when(dtype: str) -> str:
+    """The machine, the version of what computes, and the commit."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -197,9 +217,16 @@ def _heading(options: argparse.Namespace) -> str:
         check=False,
     ).stdout.strip()
     return (
+        f"{_cpu_name()}, {os.cpu_count()} cores, torch {version('torch')}, {dtype}; "
+        f"commit {commit}."
+    )
+
+
+def _heading(options: argparse.Namespace) -> str:
+    return (
         f"# Serving beside transformers + PEFT, {datetime.now(UTC):%Y-%m-%d}\n\n"
-        f"{_cpu_name()}, {os.cpu_count()} cores, torch {version('torch')}, {options.dtype}; "
-        f"commit {commit}. 88 M parameters, ranks 8/16/32 on all linears, {PROMPT_TOKENS} tokens "
+        f"{where_and_when(options.dtype)} "
+        f"88 M parameters, ranks 8/16/32 on all linears, {PROMPT_TOKENS} tokens "
         f"in, {NEW_TOKENS} out, greedy; medians of {options.rounds} interleaved rounds.\n\n"
         f"    python benchmarks/serve.py --dtype {options.dtype} --rounds {options.rounds}\n"
     )

@@ -1,0 +1,144 @@
+"""Traffic over many adapters: closed loop or Poisson arrivals, each request noting where it began.
+
+Only what happens inside the window counts: requests begun before it warm the tiers up, and those
+that outlast it are waited for without being counted.
+"""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+
+PROMPT_TOKENS = 32
+NEW_TOKENS = 32
+VOCABULARY = 8192
+
+
+@dataclass(slots=True)
+class Request:
+    """One answer: seconds to the first token, between tokens, and the tier its adapter was in."""
+
+    adapter: str
+    sent_s: float
+    tier: str = ""
+    first_s: float = 0.0
+    ends_s: list[float] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Times between tokens."""
+        return [later - sooner for sooner, later in itertools.pairwise(self.ends_s)]
+
+
+@dataclass(slots=True)
+class Window:
+    """All requests of one run; `start_s` and `stop_s` are the part that counts."""
+
+    start_s: float = 0.0
+    stop_s: float = 0.0
+    requests: list[Request] = field(default_factory=list)
+
+    def counted(self) -> list[Request]:
+        """Those that were sent inside the window and answered."""
+        return [r for r in self.requests if self.start_s <= r.sent_s < self.stop_s and r.ends_s]
+
+    def tokens_per_s(self) -> float:
+        """Tokens that came inside the window, whoever asked for them."""
+        inside = sum(self.start_s <= e < self.stop_s for r in self.requests for e in r.ends_s)
+        return inside / (self.stop_s - self.start_s)
+
+    def failures(self) -> list[str]:
+        return [f"{r.adapter}: {r.error}" for r in self.requests if r.error]
+
+
+def zipf_picker(names: Sequence[str], exponent: float, seed: int) -> Callable[[], str]:
+    """Draws names with P(rank k) proportional to k**-exponent; 0 is uniform."""
+    chance = random.Random(seed)
+    order = list(names)
+    chance.shuffle(order)
+    cumulative = list(itertools.accumulate((k + 1) ** -exponent for k in range(len(order))))
+    return lambda: chance.choices(order, cum_weights=cumulative)[0]
+
+
+async def closed_loop(
+    url: str, pick: Callable[[], str], *, streams: int, warm_s: float, seconds: float
+) -> Window:
+    """`streams` callers, each asking again as soon as it is answered."""
+    window = _window(warm_s, seconds)
+    async with _session() as session:
+
+        async def caller() -> None:
+            while time.perf_counter() < window.stop_s:
+                await ask(session, url, pick(), window.requests)
+
+        await asyncio.gather(*(caller() for _ in range(streams)))
+    return window
+
+
+async def open_loop(
+    url: str, pick: Callable[[], str], *, per_s: float, warm_s: float, seconds: float, seed: int
+) -> Window:
+    """Poisson arrivals at `per_s` requests a second, however many are under way."""
+    window = _window(warm_s, seconds)
+    chance = random.Random(seed)
+    async with _session() as session, asyncio.TaskGroup() as tasks:
+        due = time.perf_counter()
+        while due < window.stop_s:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.create_task(ask(session, url, pick(), window.requests))
+            due += chance.expovariate(per_s)
+    return window
+
+
+async def ask(
+    session: aiohttp.ClientSession,
+    url: str,
+    adapter: str,
+    requests: list[Request],
+    new_tokens: int = NEW_TOKENS,
+) -> Request:
+    """One streamed request through `adapter` ("" is the base model), appended to `requests`."""
+    prompt = " ".join(f"w{random.randrange(2, VOCABULARY)}" for _ in range(PROMPT_TOKENS))
+    parameters = {"max_new_tokens": new_tokens, "ignore_eos_token": True, **_naming(adapter)}
+    request = Request(adapter, time.perf_counter())
+    requests.append(request)
+    body = {"inputs": prompt, "parameters": parameters}
+    async with session.post(f"{url}/generate_stream", json=body) as response:
+        request.tier = response.headers.get("x-adapter-tier", "")
+        if response.status != 200:
+            request.error = f"{response.status} {(await response.text())[:200]}"
+            return request
+        async for line in response.content:
+            if not line.startswith(b"data:"):
+                continue
+            now = time.perf_counter()
+            if b'"error"' in line:
+                request.error = line[5:205].decode(errors="replace")
+                return request
+            if not request.ends_s:
+                request.first_s = now - request.sent_s
+            request.ends_s.append(now)
+    return request
+
+
+def _naming(adapter: str) -> dict[str, str]:
+    if not adapter:
+        return {}
+    if adapter.startswith("s3://"):
+        return {"adapter_id": adapter, "adapter_source": "s3"}
+    return {"adapter_id": adapter}
+
+
+def _window(warm_s: float, seconds: float) -> Window:
+    start = time.perf_counter() + warm_s
+    return Window(start, start + seconds)
+
+
+def _session() -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=None)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)

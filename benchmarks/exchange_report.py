@@ -1,0 +1,193 @@
+"""The exchange benchmark's rows and plots."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from exchange_load import Request, Window
+from report import quantile_ms
+
+TIERS = ("device", "host", "disk", "remote")
+
+
+@dataclass(slots=True)
+class Run:
+    """One cell: what was asked of which server, the answers, and what the metrics counted."""
+
+    server: str
+    mix: str
+    loop: str
+    adapters: int
+    window: Window
+    counted: dict[str, float]
+    """Increments of the server's counters over the run."""
+
+    @property
+    def seconds(self) -> float:
+        return self.window.stop_s - self.window.start_s
+
+
+def throughput_table(runs: list[Run]) -> str:
+    """Tokens per second of each cell beside N = 1 and beside everything resident."""
+    by_key = {(r.server, r.mix, r.loop, r.adapters): r for r in runs}
+    lines = [
+        "| loop, mix | adapters | tok/s | of N = 1 | all resident tok/s | of all resident | "
+        "TTFT p50 / p99 ms | all resident | inter-token p50 / p99 ms | all resident |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (server, mix, loop, adapters), run in by_key.items():
+        if server != "crowded":
+            continue
+        rate = run.window.tokens_per_s()
+        one = by_key.get((server, mix, loop, 1))
+        ideal = by_key.get(("resident", mix, loop, adapters))
+        of_one = _percent(rate, one.window.tokens_per_s() if one else 0)
+        ideal_rate = ideal.window.tokens_per_s() if ideal else 0.0
+        lines.append(
+            f"| {loop}, {mix} | {adapters} | {rate:.0f} | {of_one} | {ideal_rate:.0f} | "
+            f"{_percent(rate, ideal_rate)} | {_firsts(run.window.counted())} | "
+            f"{_firsts(ideal.window.counted()) if ideal else '-'} | {_gaps(run)} | "
+            f"{_gaps(ideal) if ideal else '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def start_table(runs: list[Run]) -> str:
+    """Each cell's requests by the tier in which they found their adapter."""
+    lines = [
+        "| server | loop, mix | adapters | requests | "
+        + " | ".join(f"{tier} share, TTFT p50 / p99 ms, then inter-token" for tier in TIERS)
+        + " | longest wait s |",
+        "|---|---|---|---|" + "---|" * (len(TIERS) + 1),
+    ]
+    for run in runs:
+        answered = run.window.counted()
+        by_tier: dict[str, list[Request]] = defaultdict(list)
+        for request in answered:
+            by_tier[request.tier].append(request)
+        cells = []
+        for tier in TIERS:
+            some = by_tier[tier]
+            gaps = [g for r in some for g in r.gaps_s]
+            share = f"{_percent(len(some), len(answered))}, {_firsts(some)}"
+            cells.append(f"{share}, {_pair(gaps)}" if some else "-")
+        longest = max((r.first_s for r in answered), default=0.0)
+        lines.append(
+            f"| {run.server} | {run.loop}, {run.mix} | {run.adapters} | {len(answered)} | "
+            + " | ".join(cells)
+            + f" | {longest:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+# Heading of a column, and the counter whose growth it shows.
+COUNTERS = {
+    "fetches": "adex_adapter_fetches_total",
+    "stages": "adex_adapter_stages_total",
+    "page-ins": "adex_adapter_page_ins_total",
+    "device evictions": 'adex_adapter_evictions_total{tier="device"}',
+    "host evictions": 'adex_adapter_evictions_total{tier="host"}',
+    "preemptions": "adex_preemptions_total",
+}
+
+
+def link_table(runs: list[Run]) -> str:
+    """What moved between the tiers, per run."""
+    lines = [
+        "| server | loop, mix | adapters | " + " | ".join(COUNTERS) + " |",
+        "|---|---|---|" + "---|" * len(COUNTERS),
+    ]
+    for run in runs:
+        values = [run.counted.get(name, float("nan")) for name in COUNTERS.values()]
+        lines.append(
+            f"| {run.server} | {run.loop}, {run.mix} | {run.adapters} | "
+            + " | ".join(f"{value:.4g}" for value in values)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot_throughput(runs: list[Run], path: Path) -> None:
+    """Throughput and p99 TTFT against the number of adapters, crowded beside all resident."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
+    counts = sorted({r.adapters for r in runs})
+    kinds = sorted({(r.mix, r.loop) for r in runs})
+    for color, (mix, loop) in enumerate(kinds):
+        for server, style in (("crowded", "-o"), ("resident", "--x")):
+            some = sorted(
+                (r for r in runs if (r.mix, r.loop, r.server) == (mix, loop, server)),
+                key=lambda run: run.adapters,
+            )
+            if not some:
+                continue
+            x = [counts.index(r.adapters) for r in some]
+            label = f"{loop}, {mix}, {server}"
+            top.plot(x, [r.window.tokens_per_s() for r in some], style, color=f"C{color}")
+            firsts = [quantile_ms([q.first_s for q in r.window.counted()], 0.99) for r in some]
+            bottom.plot(x, firsts, style, color=f"C{color}", label=label)
+    top.set_ylabel("output tokens per second")
+    top.set_ylim(bottom=0)
+    bottom.set_ylabel("TTFT p99, ms")
+    bottom.set_yscale("log")
+    bottom.set_xticks(range(len(counts)), [str(count) for count in counts])
+    bottom.set_xlabel("distinct adapters (device holds about 32, host about 128)")
+    top.set_title("Adapters far beyond memory, beside everything resident")
+    for axes in (top, bottom):
+        axes.grid(visible=True, alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_disturbance(
+    streams: list[Request], marks: list[tuple[float, float, str]], path: Path
+) -> None:
+    """Inter-token p50, p99 and maximum of running streams over time, with what went on beside."""
+    events = sorted(
+        (e, e - b) for r in streams for b, e in zip(r.ends_s, r.ends_s[1:], strict=False)
+    )
+    if not events:
+        return
+    origin, width = events[0][0], 1.0
+    buckets: dict[int, list[float]] = defaultdict(list)
+    for end, gap in events:
+        buckets[int((end - origin) / width)].append(gap)
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    x = sorted(buckets)
+    for quantile, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
+        axes.plot(
+            [i * width for i in x], [quantile_ms(buckets[i], quantile) for i in x], label=label
+        )
+    for index, (start, stop, label) in enumerate(marks):
+        axes.axvspan(start - origin, stop - origin, alpha=0.15, color=f"C{index + 3}", label=label)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("inter-token time of running streams, ms")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="upper left")
+    axes.set_title("Running streams while cold, corrupt and hanging adapters are asked for")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _firsts(requests: list[Request]) -> str:
+    return _pair([r.first_s for r in requests])
+
+
+def _gaps(run: Run) -> str:
+    return _pair([g for r in run.window.counted() for g in r.gaps_s])
+
+
+def _pair(values: list[float]) -> str:
+    if not values:
+        return "-"
+    return f"{quantile_ms(values, 0.5):.0f} / {quantile_ms(values, 0.99):.0f}"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
