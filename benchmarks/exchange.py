@@ -14,6 +14,7 @@ benchmarks/results/.
 import argparse
 import asyncio
 import re
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,13 +92,13 @@ class _Traffic:
 
     def run(self, server: str, url: str, options: argparse.Namespace) -> Run:
         pick = zipf_picker(self.names, MIXES[self.mix], seed=len(self.names))
-        before = _counters(url)
+        began, before = time.perf_counter(), _counters(url)
         window = asyncio.run(self._window(url, pick, options))
-        after = _counters(url)
+        seconds, after = time.perf_counter() - began, _counters(url)
         counted = {name: value - before.get(name, 0.0) for name, value in after.items()}
         if failures := window.failures():
             raise SystemExit(f"{len(failures)} requests failed, first: {failures[0]}")
-        return Run(server, self.mix, self.loop, len(self.names), window, counted)
+        return Run(server, self.mix, self.loop, len(self.names), window, counted, seconds)
 
     async def _window(
         self, url: str, pick: Callable[[], str], options: argparse.Namespace

@@ -25,7 +25,8 @@ class Run:
     adapters: int
     window: Window
     counted: dict[str, float]
-    """Increments of the server's counters over the run."""
+    """Increments of the server's counters over the run's `counted_s` seconds."""
+    counted_s: float
 
     @property
     def seconds(self) -> float:
@@ -90,26 +91,45 @@ COUNTERS = {
     "fetches": "adex_adapter_fetches_total",
     "stages": "adex_adapter_stages_total",
     "page-ins": "adex_adapter_page_ins_total",
+    "disk to host MB/s": 'adex_adapter_moved_bytes_total{link="disk_to_host"}',
+    "host to device MB/s": 'adex_adapter_moved_bytes_total{link="host_to_device"}',
     "device evictions": 'adex_adapter_evictions_total{tier="device"}',
     "host evictions": 'adex_adapter_evictions_total{tier="host"}',
     "preemptions": "adex_preemptions_total",
+    "steps": "adex_steps_total",
+    "mean step ms": "adex_step_seconds_sum",
+    "share of time in steps": "adex_step_seconds_sum",
 }
 
 
 def link_table(runs: list[Run]) -> str:
-    """What moved between the tiers, per run."""
+    """What moved between the tiers in each run, and what the worker's steps did meanwhile.
+
+    A step that waited for a load would show as a smaller share of time in steps, beside the server
+    that loads nothing.
+    """
     lines = [
         "| server | loop, mix | adapters | " + " | ".join(COUNTERS) + " |",
         "|---|---|---|" + "---|" * len(COUNTERS),
     ]
     for run in runs:
-        values = [run.counted.get(name, float("nan")) for name in COUNTERS.values()]
+        steps = run.counted.get("adex_steps_total", 0.0)
+        units = {"MB/s": 1e-6 / run.counted_s, "ms": 1e3 / max(steps, 1)}
+        units["steps"] = 1 / run.counted_s
+        values = [
+            run.counted.get(name, 0.0) * (1 if name == "adex_steps_total" else _unit(title, units))
+            for title, name in COUNTERS.items()
+        ]
         lines.append(
             f"| {run.server} | {run.loop}, {run.mix} | {run.adapters} | "
             + " | ".join(f"{value:.4g}" for value in values)
             + " |"
         )
     return "\n".join(lines)
+
+
+def _unit(title: str, units: dict[str, float]) -> float:
+    return units.get(title.split()[-1], 1.0)
 
 
 def plot_throughput(runs: list[Run], path: Path) -> None:

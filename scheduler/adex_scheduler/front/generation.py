@@ -11,7 +11,7 @@ from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError, WorkerLost
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
-from adex_scheduler.engine import EngineRequest, Journey, Piece
+from adex_scheduler.engine import EngineRequest, Journey, Piece, Start
 from adex_scheduler.front.body import shown
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.prompts import token_ids_of
@@ -59,6 +59,12 @@ class Timeline:
         """How long the first of its sequences waited for a step; 0 while none has begun."""
         admitted = [run.journey.queue_s for run in self.runs if run.journey.admissions]
         return min(admitted, default=0.0)
+
+    @property
+    def adapter_tier(self) -> str:
+        """Where the adapter was when the request came; empty for the base model, and before."""
+        start = self.runs[0].journey.start if self.runs else Start.BASE
+        return "" if start is Start.BASE else start.value
 
 
 @dataclass(slots=True)

@@ -99,6 +99,8 @@ async def _mark(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["x-request-id"] = visit.request_id
     if visit.ignored:
         response.headers["x-ignored-fields"] = header_text(", ".join(visit.ignored))
+    if tier := visit.timeline.adapter_tier:
+        response.headers["x-adapter-tier"] = tier
 
 
 @web.middleware

@@ -76,6 +76,16 @@ def text(url: str, **parameters: Any) -> str:
     return str(answer.json()["generated_text"])
 
 
+def test_an_answer_says_where_its_adapter_was(serving: tuple[str, Path, Path]) -> None:
+    url, _, _ = serving
+    tiers = [
+        ask(url, adapter_id="org/public", adapter_source="hub").headers["x-adapter-tier"]
+        for _ in range(2)
+    ]
+    assert tiers == ["remote", "device"]
+    assert "x-adapter-tier" not in ask(url).headers
+
+
 def test_the_hubs_adapter_says_what_the_local_one_says(serving: tuple[str, Path, Path]) -> None:
     url, adapter, _ = serving
     expected = text(url, adapter_id=adapter.name)
