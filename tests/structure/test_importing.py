@@ -29,12 +29,14 @@ HEAVY = (
     "transformers",
 )
 
-# Imports everything in the packages named on the command line while the modules named after
-# `--without` cannot be found, as on a machine where they are not installed.
+# Imports everything in the packages named on the command line, but for rooms that a minus precedes,
+# while the modules named after `--without` cannot be found, as where they are not installed.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 split = sys.argv.index("--without")
-names, hidden = sys.argv[1:split], set(sys.argv[split + 1:])
+named, hidden = sys.argv[1:split], set(sys.argv[split + 1:])
+names = [name for name in named if not name.startswith("-")]
+rooms = tuple(name[1:] + "." for name in named if name.startswith("-"))
 class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in hidden:
@@ -43,7 +45,7 @@ sys.meta_path.insert(0, Hidden())
 for name in names:
     package = importlib.import_module(name)
     for found in pkgutil.walk_packages(package.__path__, name + "."):
-        if not found.name.endswith("__main__"):
+        if not found.name.endswith("__main__") and not found.name.startswith(rooms):
             importlib.import_module(found.name)
 print("imported")
 """
@@ -88,7 +90,8 @@ def test_the_client_and_its_commands_run_on_what_httpx_brings() -> None:
 
 def test_the_scheduler_imports_where_torch_is_not_installed() -> None:
     hidden = ("adex_kernels", "adex_worker", "numpy", "peft", "safetensors", "torch")
-    done = python(IMPORT_ALL, "adex_scheduler", "adex_proto", "--without", *hidden, "transformers")
+    packages = ("adex_scheduler", "-adex_scheduler.simulate", "adex_proto")
+    done = python(IMPORT_ALL, *packages, "--without", *hidden, "transformers")
     assert done.stdout == "imported\n", f"weights are the worker's business: {done.stderr}"
 
 
@@ -122,7 +125,8 @@ def test_installing_the_distribution_alone_brings_only_the_client() -> None:
     ("packages", "extras"),
     [
         (("adex",), ("cli",)),
-        (("adex_scheduler", "adex_proto"), ("scheduler",)),
+        (("adex_scheduler", "-adex_scheduler.simulate", "adex_proto"), ("scheduler",)),
+        (("adex_scheduler.simulate",), ("scheduler", "simulate")),
         (("adex_worker", "adex_kernels", "adex_proto"), ("worker",)),
     ],
 )
@@ -139,11 +143,19 @@ def test_every_import_is_declared_by_its_extra(
     missing = {
         f"{module.shown} imports {name}"
         for module in modules
-        if module.name.split(".")[0] in packages
+        if is_in(module.name, packages)
         for name in third_party(module.tree)
         if not declared & {canonicalize_name(owner) for owner in owners.get(name, [name])}
     }
     assert not missing, f"add it to the extra {extras[0]!r} in pyproject.toml: {sorted(missing)}"
+
+
+def is_in(name: str, rooms: tuple[str, ...]) -> bool:
+    """Whether a module is in one of the rooms, and in none that a minus precedes."""
+    found = {room.lstrip("-"): not room.startswith("-") for room in rooms}
+    return any(
+        yes and f"{name}.".startswith(f"{room}.") for room, yes in found.items()
+    ) and not any(not yes and f"{name}.".startswith(f"{room}.") for room, yes in found.items())
 
 
 def third_party(tree: ast.Module) -> set[str]:

@@ -1,0 +1,147 @@
+"""A trace served: one scheduler, one modelled worker, one clock that jumps from event to event.
+
+The scheduler is whatever has the door `handle(event, now) -> instructions`; the one that serves has
+it, and so have the baselines. Equal inputs give equal results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Protocol, assert_never
+
+from adex_proto.adapter import AdapterKey
+from adex_proto.sampling import SamplingParams
+from adex_scheduler.core.events import Arrived, Event, Ticked, WorkerReady
+from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.simulate.result import RequestRecord, RunResult
+from adex_scheduler.simulate.trace import TracedRequest
+from adex_scheduler.simulate.worker import TOKEN, ModelledWorker
+
+_TICK_S = 0.25
+
+
+class Scheduler(Protocol):
+    """What decides."""
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take in one fact and say what to do about it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How the trace is played.
+
+    `streams` None plays it as its times say; a number closes the loop: so many callers, each asking
+    for the next of the trace as soon as it is answered. `until_s` ends it, finished or not.
+    """
+
+    streams: int | None = None
+    until_s: float = 1e9
+
+
+class Simulation:
+    """One run. `records` are kept by request number, which is its place in the trace."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker: ModelledWorker,
+        requests: Sequence[TracedRequest],
+        course: Course,
+    ) -> None:
+        self._scheduler = scheduler
+        self._worker = worker
+        self._requests = requests
+        self._course = course
+        self._records: dict[int, RequestRecord] = {}
+        self._open: dict[int, RequestRecord] = {}
+        self._tokenless: set[int] = set()
+        self._heap: list[tuple[float, int, Event]] = []
+        self._order = 0
+        self._next = 0
+        self._sampling: dict[int, SamplingParams] = {}
+        self._now = 0.0
+
+    def run(self) -> RunResult:
+        """Serve until every request has ended, or the course's end."""
+        self._tell(WorkerReady(self._worker.hello()))
+        self._push(_TICK_S, Ticked())
+        for _ in range(self._course.streams or 0):
+            self._arrive_next()
+        open_loop = self._course.streams is None
+        requests, until = self._requests, self._course.until_s
+        while self._open or self._next < len(requests):
+            due = requests[self._next].time_s if open_loop and self._next < len(requests) else 1e12
+            at = min(due, self._heap[0][0])
+            if at > until:
+                self._now = until
+                break
+            self._now = max(self._now, at)
+            if due <= self._heap[0][0]:
+                self._arrive_next()
+                continue
+            event = heappop(self._heap)[2]
+            if isinstance(event, Ticked):
+                self._push(self._now + _TICK_S, event)
+            self._tell(event)
+        return RunResult(self._now, tuple(self._records.values()), self._worker.times)
+
+    def _push(self, at: float, event: Event) -> None:
+        self._order += 1
+        heappush(self._heap, (at, self._order, event))
+
+    def _arrive_next(self) -> None:
+        if self._next >= len(self._requests):
+            return
+        number, request = self._next, self._requests[self._next]
+        self._next += 1
+        record = RequestRecord(number, self._now, request)
+        self._records[number] = self._open[number] = record
+        self._tokenless.add(number)
+        key = AdapterKey("", "local", request.adapter) if request.adapter is not None else None
+        self._tell(Arrived(number, request.tenant, key, self._prompt(request), self._ask(request)))
+
+    def _ask(self, request: TracedRequest) -> SamplingParams:
+        count = request.output_tokens
+        if count not in self._sampling:
+            self._sampling[count] = SamplingParams(max_new_tokens=count, ignore_eos=True)
+        return self._sampling[count]
+
+    def _prompt(self, request: TracedRequest) -> tuple[int, ...]:
+        """Tokens that only a session's own requests have in common, because of the first one."""
+        own = self._next if request.session is None else 2**30 + request.session
+        return (own, *(TOKEN,) * (request.prompt_tokens - 1))
+
+    def _tell(self, event: Event) -> None:
+        now, worker = self._now, self._worker
+        for instruction in self._scheduler.handle(event, now):
+            match instruction:
+                case SendPlan(plan):
+                    self._push(*worker.submit(plan, now))
+                case Send(command):
+                    self._push(*worker.carry_out(command, now))
+                case Emit():
+                    self._emit(instruction)
+                case Fail(number, error):
+                    self._open.pop(number).error = error.code
+                    self._ended()
+                case Disconnect(reason):
+                    raise AssertionError(f"the modelled worker broke the contract: {reason}")
+                case _:
+                    assert_never(instruction)
+
+    def _emit(self, emit: Emit) -> None:
+        now, tokenless = self._now, self._tokenless
+        if tokenless:
+            for token in emit.tokens:
+                if token.sequence in tokenless:
+                    tokenless.discard(token.sequence)
+                    self._open[token.sequence].first_at = now
+        for number, _ in emit.finished:
+            self._open.pop(number).finished_at = now
+            self._ended()
+
+    def _ended(self) -> None:
+        if self._course.streams is not None:
+            self._arrive_next()
