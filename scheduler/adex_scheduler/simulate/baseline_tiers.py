@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from adex_proto.adapter import AdapterKey, Tier
-from adex_proto.outcome import Evicted, Fetched, FetchFailed, Moved, MoveFailed
+from adex_proto.outcome import Fetched, Moved
 from adex_proto.plan import AdapterCommand, Fetch, PageIn, Stage
 
 FETCHES_MAX = 32
@@ -170,7 +170,7 @@ class BaselineTiers:
         record.device = Copy.NONE
         self.device_bytes -= record.size
 
-    def on_event(self, event: Fetched | FetchFailed | Moved | MoveFailed | Evicted) -> None:
+    def on_event(self, event: Fetched | Moved) -> None:
         """A move has ended; the modelled worker's never fail."""
         match event:
             case Fetched(key):
@@ -185,5 +185,3 @@ class BaselineTiers:
                 else:
                     record.device = Copy.HELD
                     self.resident[digest] = record
-            case _:
-                raise AssertionError(f"no baseline asks for what {event} answers")

@@ -8,19 +8,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adex_proto.outcome import StepOutcome
+from adex_proto.outcome import Fetched, Moved, StepOutcome
 from adex_proto.plan import AdapterCommand, NewSequence, Span, StepPlan
 from adex_proto.sampling import FinishReason, SamplingParams
-from adex_scheduler.core.events import (
-    Arrived,
-    Cancelled,
-    Drained,
-    Event,
-    StopFound,
-    Ticked,
-    WorkerGone,
-    WorkerReady,
-)
+from adex_scheduler.core.events import Arrived, Event, Ticked, WorkerReady
 from adex_scheduler.core.instructions import Emit, Instruction, Send, SendPlan
 from adex_scheduler.simulate.baseline_tiers import (
     BaselineTiers,
@@ -121,10 +112,10 @@ class Baseline:
                 self._take_outcome(event, out)
             case Ticked():
                 pass
-            case Cancelled() | StopFound() | Drained() | WorkerGone():
-                raise AssertionError(f"no simulation tells {event}")
-            case _:
+            case Fetched() | Moved():
                 self._tiers.on_event(event)
+            case _:
+                raise AssertionError(f"no simulation tells {event}")
         self._go_on(now, out)
         return out
 

@@ -81,10 +81,12 @@ def replay(
         policy.use(index, times[position], position)
         if resident[index]:
             continue
-        resident[index] = True
-        held += sizes[index]
         if position >= skip:
             misses, cost, loaded = misses + 1, cost + costs[index], loaded + sizes[index]
+        if sizes[index] > capacity:
+            continue
+        resident[index] = True
+        held += sizes[index]
         while held > capacity:
             worth = policy.worth(resident, times[position], position)
             victim = int(np.argmin(np.where(resident, worth, np.inf)))

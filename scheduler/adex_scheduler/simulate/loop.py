@@ -12,7 +12,15 @@ from typing import Protocol, assert_never
 from adex_proto.adapter import AdapterKey
 from adex_proto.sampling import SamplingParams
 from adex_scheduler.core.events import Arrived, Event, Ticked, WorkerReady
-from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Send, SendPlan
+from adex_scheduler.core.instructions import (
+    Brought,
+    Disconnect,
+    Emit,
+    Fail,
+    Instruction,
+    Send,
+    SendPlan,
+)
 from adex_scheduler.simulate.result import RequestRecord, RunResult
 from adex_scheduler.simulate.trace import TracedRequest
 from adex_scheduler.simulate.worker import TOKEN, ModelledWorker
@@ -126,8 +134,8 @@ class Simulation:
                 case Fail(number, error):
                     self._open.pop(number).error = error.code
                     self._ended()
-                case Disconnect(reason):
-                    raise AssertionError(f"the modelled worker broke the contract: {reason}")
+                case Brought() | Disconnect():
+                    raise AssertionError(f"nothing in a simulation leads to {instruction}")
                 case _:
                     assert_never(instruction)
 

@@ -73,5 +73,5 @@ def test_no_policy_pays_less_than_the_bound(name: str) -> None:
         ]
         costs.append(replay_s3fifo(trace, capacity, skip=skip).cost_s)
         costs.append(replay_tinylfu(trace, capacity, skip=skip).cost_s)
-        foreseen = replay(trace, capacity, belady, skip=skip).cost_s
-        assert bound <= foreseen <= min(costs)
+        costs.append(replay(trace, capacity, belady, skip=skip).cost_s)
+        assert bound <= min(costs)
