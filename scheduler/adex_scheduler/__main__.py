@@ -13,6 +13,7 @@ from pathlib import PurePath
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ValidationError
+from adex_proto.logs import LogFormat, configure_logging
 from adex_scheduler.config import SchedulerOptions, parse_options
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.engine import Engine
@@ -25,6 +26,7 @@ from adex_scheduler.front.tenants import Directory
 from adex_scheduler.link.worker import WorkerLink
 from adex_scheduler.metrics import SchedulerMetrics, Sources
 from adex_scheduler.text.tokenizer import Tokenizer
+from adex_scheduler.tracing import Tracing
 
 _LOG = logging.getLogger("adex.scheduler")
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns: 0 after a stop that was asked for, 2 for what the operator can mend, 1 else."""
     try:
         options = parse_options(arguments)
-        _configure_logging(options.log_level)
+        _configure_logging(options.log_level, options.log_format)
         return asyncio.run(_serve(options))
     except AdexError as error:
         sys.stderr.write(f"adex-scheduler: {error}\n")
@@ -64,7 +66,13 @@ async def _serve(options: SchedulerOptions) -> int:
         model_name=directory.base_name,
     )
     engine = Engine(WorkerLink(options.worker), tokenizer, _limits(options), observer=metrics)
-    serving = Serving.over(engine, tokenizer, directory, metrics, _front_options(options))
+    front = _front_options(options)
+    tracing: Tracing | None = None
+    if options.otlp_endpoint is not None:
+        tracing = Tracing(
+            options.otlp_endpoint, version=front.version, base_name=directory.base_name
+        )
+    serving = Serving.over(engine, tokenizer, directory, metrics, front, tracing)
     rest = runner_of(serving, close_s_max=_CLOSE_S_MAX)
     await rest.setup()
     rpc: RpcFront | None = None
@@ -90,6 +98,8 @@ async def _serve(options: SchedulerOptions) -> int:
         await rest.cleanup()
         running.cancel()
         await asyncio.gather(running, telling, return_exceptions=True)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         _LOG.info("stopped")
 
 
@@ -181,12 +191,8 @@ def _stop_signals() -> asyncio.Event:
     return stop
 
 
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+def _configure_logging(level: str, style: LogFormat) -> None:
+    configure_logging(level, style)
     if level != "DEBUG":
         # The fronts write a line for each request; the engine's, for each sequence, is detail.
         logging.getLogger("adex_scheduler.engine").setLevel(logging.WARNING)

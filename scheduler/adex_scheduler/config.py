@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
+from adex_proto.logs import LogFormat
 
 _HUB_SCHEMES = ("hf://", "huggingface://")
 METRICS_DIALECTS = ("vllm", "tgi", "lorax")
@@ -49,6 +51,8 @@ class SchedulerOptions:
     body_bytes_max: int
     drain_s: float
     metrics_compat: tuple[str, ...]
+    otlp_endpoint: str | None
+    log_format: LogFormat
     log_level: str
 
 
@@ -95,6 +99,8 @@ def parse_options(
         body_bytes_max=given.max_body_bytes,
         drain_s=given.drain_seconds,
         metrics_compat=given.metrics_compat,
+        otlp_endpoint=given.otlp_endpoint,
+        log_format=LogFormat(given.log_format),
         log_level=given.log_level.upper(),
     )
 
@@ -208,11 +214,11 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--max-total-tokens", "auto", "prompt and output of one sequence", **automatic)
     add("--max-body-bytes", "2000000", "bytes of one request", **count)
     add("--drain-seconds", "30", "how long running requests may finish", type=_argument(_seconds))
-    _add_watching(add)
+    _add_watching(add, env)
     return parser
 
 
-def _add_watching(add: Callable[..., None]) -> None:
+def _add_watching(add: Callable[..., None], env: Mapping[str, str]) -> None:
     """The flags of those who watch the server."""
     add(
         "--metrics-compat",
@@ -221,6 +227,17 @@ def _add_watching(add: Callable[..., None]) -> None:
         type=_argument(_dialects),
         metavar="NAMES",
     )
+    add(
+        "--otlp-endpoint",
+        # OpenTelemetry's own variables; what else they say, its SDK reads at the start.
+        env.get(
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", env.get("OTEL_EXPORTER_OTLP_ENDPOINT", "off")
+        ),
+        "where a collector takes traces over gRPC: http://host:4317, or https:// for TLS",
+        type=_argument(_endpoint_or_off),
+        metavar="URL",
+    )
+    add("--log-format", "text", "lines for people or for machines", choices=("text", "json"))
     levels = ("debug", "info", "warning", "error")
     add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
 
@@ -274,6 +291,21 @@ def _dialects(text: str) -> tuple[str, ...]:
         if name not in METRICS_DIALECTS:
             raise ValueError(f"{name!r} is none of {', '.join(METRICS_DIALECTS)}, none")
     return named
+
+
+def _endpoint_or_off(text: str) -> str | None:
+    endpoint = text.strip()
+    if endpoint.lower() in ("off", "none", ""):
+        return None
+    endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
+    parts = urlsplit(endpoint)
+    try:
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ValueError(f"{text!r} is no endpoint: write http://host:4317, https://..., or off")
+    return endpoint
 
 
 def _parts(text: str, separator: str) -> list[str]:

@@ -125,7 +125,7 @@ def test_installing_the_distribution_alone_brings_only_the_client() -> None:
     ("packages", "extras"),
     [
         (("adex",), ("cli",)),
-        (("adex_scheduler", "-adex_scheduler.simulate", "adex_proto"), ("scheduler",)),
+        (("adex_scheduler", "-adex_scheduler.simulate", "adex_proto"), ("scheduler", "otel")),
         (("adex_scheduler.simulate",), ("scheduler", "simulate")),
         (("adex_worker", "adex_kernels", "adex_proto"), ("worker",)),
     ],

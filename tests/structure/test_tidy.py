@@ -73,7 +73,7 @@ def test_no_import_is_relative(modules: list[Any]) -> None:
 def test_imports_inside_functions_only_keep_an_optional_dependency_optional(
     modules: list[Any],
 ) -> None:
-    optional = {"rich", "readline", "torch_npu", "triton"}
+    optional = {"opentelemetry", "rich", "readline", "torch_npu", "triton"}
     found = [
         f"{module.shown}:{node.lineno}"
         for module in modules

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from adex_proto.errors import AdexError
+from adex_proto.logs import LogFormat, configure_logging
 from adex_worker.assembly import Worker, assemble
 from adex_worker.config import WorkerOptions, parse_options
 from adex_worker.metrics import serve_metrics
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process with 3 where a step does not end."""
     try:
         options = parse_options(arguments)
-        _configure_logging(options.log_level)
+        _configure_logging(options.log_level, options.log_format)
         return asyncio.run(_serve(options))
     except AdexError as error:
         sys.stderr.write(f"adex-worker: {error}\n")
@@ -104,12 +105,8 @@ def _on_daemon_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
     return future
 
 
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+def _configure_logging(level: str, style: LogFormat) -> None:
+    configure_logging(level, style)
     # A line for each file that the hub is asked for says nothing to an operator.
     for chatty in ("httpx", "httpx2", "httpcore", "urllib3", "filelock", "boto3", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adex_proto.errors import ValidationError
+from adex_proto.logs import LogFormat
 from adex_worker.adapters.core.remote_names import S3Place, s3_root
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -46,6 +47,7 @@ class WorkerOptions:
     threads: int | None
     metrics_port: int
     log_level: str
+    log_format: LogFormat
 
 
 def bytes_of_size(text: str) -> int | None:
@@ -108,6 +110,7 @@ def parse_options(
         threads=given.threads,
         metrics_port=given.metrics_port,
         log_level=given.log_level.upper(),
+        log_format=LogFormat(given.log_format),
     )
 
 
@@ -159,6 +162,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--threads", "auto", "threads of one step on a CPU", **count)
     add("--metrics-port", "0", "port for Prometheus metrics, 0 for none", type=int, metavar="N")
     levels = ("debug", "info", "warning", "error")
+    add("--log-format", "text", "lines for people or for machines", choices=("text", "json"))
     add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
     return parser
 

@@ -13,7 +13,7 @@ from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import EngineRequest, Journey, Piece, Start
 from adex_scheduler.front.body import shown
-from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.ports import Run, Serving
 from adex_scheduler.front.prompts import token_ids_of
 from adex_scheduler.front.schema import Prompt, Wish
 
@@ -34,14 +34,6 @@ class FieldNames:
 TGI_FIELDS = FieldNames("inputs", "max_new_tokens", "min_new_tokens", "truncate")
 COMPLETION_FIELDS = FieldNames("prompt", "max_tokens", "min_tokens", "truncate_prompt_tokens")
 CHAT_FIELDS = FieldNames("messages", "max_tokens", "min_tokens", "truncate_prompt_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One sequence of a request, and what happened to it."""
-
-    request: EngineRequest
-    journey: Journey
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """What the fronts need of the rest of the scheduler, and the bundle of it that each door holds."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
+from urllib.parse import quote
 
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.engine import AdapterStatus, EngineRequest, Journey, Piece
@@ -65,6 +66,70 @@ class Meters(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """One sequence of a request, and what happened to it."""
+
+    request: EngineRequest
+    journey: Journey
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One request that is over, for those who watch. Seconds are of the monotonic clock.
+
+    `operation` is what OpenTelemetry calls the kind of generation, "" for a route that generates
+    nothing. `status` is the door's own: an HTTP status, or a name of gRPC's. `adapter` is what the
+    caller wrote, to be shown by `shown_adapter` only. `context` holds the W3C headers that came.
+    """
+
+    door: str
+    method: str
+    endpoint: str
+    operation: str
+    status: int | str
+    code: str
+    request_id: str
+    began_s: float
+    ended_s: float
+    first_token_s: float
+    queue_s: float
+    prompt_tokens: int
+    new_tokens: int
+    adapter: str
+    runs: Sequence[Run]
+    context: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """The version that its sequences were bound to; "" for none, and for the base model."""
+        return next((run.journey.digest for run in self.runs if run.journey.digest), "")
+
+    @property
+    def shown_adapter(self) -> str:
+        """Its adapter in words that anybody may read.
+
+        A name is shown once it has turned out to be everyone's; until then it may be a private
+        one, asked for by mistake without its credential.
+        """
+        if not self.adapter:
+            return "base"
+        key = next((run.request.key for run in self.runs if run.request.key is not None), None)
+        if key is None or not self.digest:
+            return "unresolved"
+        if key.tenant:
+            return f"private-{self.digest[:12]}"
+        return quote(self.adapter, safe="/:@+,;*~")[:256]
+
+
+class Traces(Protocol):
+    """Where requests become traces."""
+
+    def request_ended(self, ended: Ended) -> str:
+        """Tell of a request that is over. Returns: its trace's id, "" where none is kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class FrontOptions:
     """Limits and names of the doors; seconds, bytes, counts.
 
@@ -97,6 +162,7 @@ class Serving:
     options: FrontOptions
     gate: Gate
     local_adapters: LocalAdapters
+    traces: Traces | None = None
 
     @classmethod
     def over(
@@ -106,7 +172,8 @@ class Serving:
         directory: Directory,
         meters: Meters,
         options: FrontOptions,
+        traces: Traces | None = None,
     ) -> Self:
         """The bundle, with the gate and the listing that both doors share."""
         gate, found = Gate(options.requests_max), LocalAdapters(options.adapter_roots)
-        return cls(engine, tokenizer, directory, meters, options, gate, found)
+        return cls(engine, tokenizer, directory, meters, options, gate, found, traces)

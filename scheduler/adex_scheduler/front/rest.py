@@ -6,12 +6,14 @@ the body that had no effect are named in x-ignored-fields.
 
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
 from adex_scheduler.front import rest_admin, rest_openai, rest_tgi, rest_tokens
-from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.account import close_account, context_of, operation_of
+from adex_scheduler.front.ports import Ended, Serving
 from adex_scheduler.front.statuses import Family, body_of, headers_of, plain_body, status_of
 from adex_scheduler.front.visit import (
     SERVING,
@@ -25,7 +27,6 @@ from adex_scheduler.front.visit import (
 )
 
 LOG = logging.getLogger("adex.front")
-ACCESS = logging.getLogger("adex.access")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PROBES = ("/", "/health", "/ping")
 CLIENT_GONE = "cancelled"
@@ -120,8 +121,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         visit.code = CLIENT_GONE
         raise
     finally:
-        request.app[SERVING].meters.request_answered(visit.endpoint, visit.code, visit.seconds)
-        _log(request, visit, status)
+        _close(request, visit, status)
 
 
 async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.StreamResponse:
@@ -170,22 +170,27 @@ def _plain_message(request: web.Request, error: web.HTTPException) -> str:
             return error.text or error.reason
 
 
-def _log(request: web.Request, visit: Visit, status: int) -> None:
-    """One line for each request; never a prompt, a token or a credential."""
-    first_s = visit.timeline.first_token_s
+def _close(request: web.Request, visit: Visit, status: int) -> None:
+    timeline = visit.timeline
+    ended = Ended(
+        door="rest",
+        method=request.method,
+        endpoint=visit.endpoint,
+        operation=operation_of(request.method, visit.endpoint),
+        status=status,
+        code=visit.code,
+        request_id=visit.request_id,
+        began_s=timeline.began_s,
+        ended_s=monotonic(),
+        first_token_s=timeline.first_token_s,
+        queue_s=timeline.queue_s,
+        prompt_tokens=visit.prompt_tokens,
+        new_tokens=visit.new_tokens,
+        adapter=visit.adapter,
+        runs=timeline.runs,
+        context=context_of(request.headers),
+    )
     # Whoever watches asks often: neither yes nor not yet is news.
     watched = request.method == "GET" and status in (200, 503)
     level = logging.DEBUG if watched else logging.INFO
-    ACCESS.log(
-        level,
-        "%s %s %d %s prompt_tokens=%d new_tokens=%d first_token_ms=%s total_ms=%.1f request=%s",
-        request.method,
-        visit.endpoint,
-        status,
-        visit.code,
-        visit.prompt_tokens,
-        visit.new_tokens,
-        f"{(first_s - visit.timeline.began_s) * 1000:.1f}" if first_s else "-",
-        visit.seconds * 1000,
-        visit.request_id,
-    )
+    close_account(request.app[SERVING], ended, level=level)

@@ -18,11 +18,11 @@ the handler, and with it the sequence.
 import asyncio
 import logging
 import secrets
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Self, cast
 
 import grpc
 import grpc.aio
@@ -51,17 +51,57 @@ from adex_proto.generate_codec import (
     reply_message,
 )
 from adex_proto.v1.generate_pb2_grpc import GenerationServicer, add_GenerationServicer_to_server
+from adex_scheduler.front.account import close_account, context_of, operation_of, request_id_of
 from adex_scheduler.front.asking import Ask, ask_of, events, whole
 from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.listing import adapter_cards
-from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.ports import Ended, Serving
 from adex_scheduler.front.schema_tgi import parse_generate
 
 LOG = logging.getLogger("adex.front")
-ACCESS = logging.getLogger("adex.access")
 CLIENT_GONE = "cancelled"
 # Requests are prompts, replies are texts; neither comes near this.
 MESSAGE_BYTES_MAX = 16 * 2**20
+
+
+@dataclass(slots=True)
+class Call:
+    """One call: its name, the text metadata that came with it, and its clock."""
+
+    request_id: str
+    metadata: dict[str, str]
+    timeline: Timeline = field(default_factory=Timeline)
+    adapter: str = ""
+
+    @classmethod
+    def of(cls, context: Any) -> Self:
+        """A call that just arrived; a sane x-request-id of the caller's is kept."""
+        pairs = context.invocation_metadata() or ()
+        metadata = {str(key): value for key, value in pairs if isinstance(value, str)}
+        return cls(request_id_of(metadata), metadata)
+
+    def ended(self, method: str, status: str, code: str) -> Ended:
+        """The call as it is told when it is over."""
+        timeline = self.timeline
+        endpoint = f"grpc:{method}"
+        return Ended(
+            door="grpc",
+            method="grpc",
+            endpoint=endpoint,
+            operation=operation_of("grpc", endpoint),
+            status=status,
+            code=code,
+            request_id=self.request_id,
+            began_s=timeline.began_s,
+            ended_s=monotonic(),
+            first_token_s=timeline.first_token_s,
+            queue_s=timeline.queue_s,
+            prompt_tokens=sum(run.journey.prompt_tokens for run in timeline.runs),
+            new_tokens=sum(run.journey.generated for run in timeline.runs),
+            adapter=self.adapter,
+            runs=timeline.runs,
+            context=context_of(self.metadata),
+        )
 
 
 class Generation(GenerationServicer):
@@ -72,16 +112,16 @@ class Generation(GenerationServicer):
 
     async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802 - the wire's name
         """One whole reply."""
-        async with self._visit("Generate", context) as timeline:
-            ask = await self._ask(request, context, timeline, stream=False)
-            reply, _ = await whole(self._serving, ask, timeline)
+        async with self._visit("Generate", context) as call:
+            ask = await self._ask(request, call, stream=False)
+            reply, _ = await whole(self._serving, ask, call.timeline)
             return reply_message(reply)
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """One event for each token."""
-        async with self._visit("GenerateStream", context) as timeline:
-            ask = await self._ask(request, context, timeline, stream=True)
-            async with aclosing(events(self._serving, ask, timeline)) as told:
+        async with self._visit("GenerateStream", context) as call:
+            ask = await self._ask(request, call, stream=True)
+            async with aclosing(events(self._serving, ask, call.timeline)) as told:
                 async for event in told:
                     yield event_message(event)
 
@@ -91,48 +131,46 @@ class Generation(GenerationServicer):
         async with self._visit("ListAdapters", context, counted=False):
             return adapters_message(await adapter_cards(self._serving))
 
-    async def _ask(self, request: Any, context: Any, timeline: Timeline, *, stream: bool) -> Ask:
+    async def _ask(self, request: Any, call: Call, *, stream: bool) -> Ask:
         serving = self._serving
-        metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
         asked = parse_generate(
             body_of_request(request),
             serving.options.limits,
             seed=secrets.randbits(63),
             stream=stream,
         )
-        credential = metadata.get("authorization")
         ask = await ask_of(
             serving,
             asked,
-            request_id=uuid.uuid4().hex,
-            credential=credential if isinstance(credential, str) else None,
+            request_id=call.request_id,
+            credential=call.metadata.get("authorization"),
         )
-        timeline.submitted_s = monotonic()
+        call.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
+        call.timeline.submitted_s = monotonic()
         return ask
 
     @asynccontextmanager
     async def _visit(
         self, method: str, context: Any, *, counted: bool = True
-    ) -> AsyncGenerator[Timeline, None]:
+    ) -> AsyncGenerator[Call, None]:
         """Count, measure and log one call; turn its error into a status."""
-        timeline, code = Timeline(), "ok"
+        call, code, status = Call.of(context), "ok", grpc.StatusCode.OK
         try:
+            await context.send_initial_metadata((("x-request-id", call.request_id),))
             with self._serving.gate.entered() if counted else nullcontext():
-                yield timeline
+                yield call
         except AdexError as error:
-            code = error.code
+            code, status = error.code, status_of(error)
             await abort(context, error)
         except (asyncio.CancelledError, GeneratorExit):
-            code = CLIENT_GONE
+            code, status = CLIENT_GONE, grpc.StatusCode.CANCELLED
             raise
         except Exception:
             LOG.exception("the call %s failed in the server", method)
-            code = "internal"
+            code, status = "internal", grpc.StatusCode.INTERNAL
             await abort(context, ServerError("something went wrong in the server"))
         finally:
-            seconds = monotonic() - timeline.began_s
-            self._serving.meters.request_answered(f"grpc:{method}", code, seconds)
-            ACCESS.info("grpc %s %s %.1fms", method, code, seconds * 1000)
+            close_account(self._serving, call.ended(method, status.name, code))
 
 
 async def abort(context: Any, error: AdexError) -> NoReturn:

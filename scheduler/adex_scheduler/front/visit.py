@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import re
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
+from adex_scheduler.front.account import request_id_of
 from adex_scheduler.front.body import MalformedBodyError, read_object
 from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.ports import Serving
@@ -23,7 +22,6 @@ LOG = logging.getLogger("adex.front")
 SERVING: web.AppKey[Serving] = web.AppKey("serving", Serving)
 # A body that takes longer than this to arrive holds a connection for nothing.
 BODY_SECONDS_MAX = 60.0
-REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 @dataclass(slots=True)
@@ -51,12 +49,10 @@ VISIT: web.RequestKey[Visit] = web.RequestKey("visit", Visit)
 
 def begin_visit(request: web.Request) -> Visit:
     """The visit of a request that just arrived; a sane x-request-id of the caller's is kept."""
-    given = request.headers.get("x-request-id", "")
-    request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "unknown"
     family = Family.OPENAI if request.path.startswith(("/v1/", "/detokenize")) else Family.TGI
-    visit = Visit(request_id, endpoint, family)
+    visit = Visit(request_id_of(request.headers), endpoint, family)
     request[VISIT] = visit
     return visit
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -16,10 +16,15 @@ from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLost
 from adex_proto.outcome import SampledToken, WorkerInfo
 from adex_proto.sampling import FinishReason
-from adex_scheduler.engine import AdapterStatus, EngineRequest, Journey, Piece
+from adex_scheduler.engine import AdapterStatus, Engine, EngineRequest, Journey, Piece
 from adex_scheduler.front.listener import runner_of
-from adex_scheduler.front.ports import FrontOptions, Serving
+from adex_scheduler.front.listing import public_names
+from adex_scheduler.front.ports import FrontOptions, Serving, Traces
+from adex_scheduler.front.rpc import RpcFront
 from adex_scheduler.front.tenants import Directory
+from adex_scheduler.metrics import SchedulerMetrics, Sources
+from adex_scheduler.testing.fake_worker import FakeWorker, worker_info
+from adex_scheduler.testing.link import FakeLink
 from adex_scheduler.text.detokenize import Detokenizer
 from adex_scheduler.text.stops import StopMatcher
 from adex_scheduler.text.tokenizer import Tokenizer
@@ -226,3 +231,61 @@ def opened() -> Callable[[Serving], AbstractAsyncContextManager[Door]]:
 async def door(serving_of: Callable[..., Serving]) -> AsyncIterator[Door]:
     async with _opened(serving_of()) as opened_door:
         yield opened_door
+
+
+@dataclass
+class Live:
+    """Both doors over a real engine, whose worker computes nothing."""
+
+    url: str
+    rpc_address: str
+    worker: FakeWorker
+    engine: Engine
+
+
+@asynccontextmanager
+async def _live(
+    *, dialects: tuple[str, ...] = (), traces: Traces | None = None
+) -> AsyncIterator[Live]:
+    worker = FakeWorker(worker_info(vocabulary=320))
+    directory = Directory(("base",))
+
+    def names() -> tuple[list[str], list[str]]:
+        statistics = engine.statistics()
+        resident = statistics.on_device if statistics else ()
+        return public_names(directory, resident), public_names(directory, engine.waiting_names())
+
+    metrics = SchedulerMetrics(
+        Sources(
+            lambda: engine.statistics(),
+            lambda: engine.info,
+            lambda: engine.longest_wait_s(),
+            names,
+        ),
+        dialects=dialects,
+        model_name="base",
+    )
+    engine = Engine(FakeLink(worker), tokenizer(), observer=metrics)
+    options = FrontOptions(model_id="base", version="0")
+    serving = Serving.over(engine, tokenizer(), directory, metrics, options, traces)
+    runner = runner_of(serving, close_s_max=5.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    rpc = RpcFront(serving, "127.0.0.1:0")
+    rpc_port = await rpc.start()
+    running = asyncio.create_task(engine.run())
+    try:
+        await engine.wait_ready()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield Live(url, f"127.0.0.1:{rpc_port}", worker, engine)
+    finally:
+        await rpc.stop(1.0)
+        await runner.cleanup()
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+@pytest.fixture
+def live() -> Callable[..., AbstractAsyncContextManager[Live]]:
+    return _live

@@ -1,26 +1,19 @@
 """What /metrics of a scheduler and of a worker answer, judged by Prometheus' own tool."""
 
-import asyncio
 import shutil
 import socket
 import subprocess
 import urllib.request
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import httpx
 import pytest
-from aiohttp import web
 
-from adex_proto.adapter import AdapterKey, AdapterVersion
-from adex_scheduler.engine import Engine
-from adex_scheduler.front.listener import runner_of
-from adex_scheduler.front.listing import public_names
-from adex_scheduler.front.ports import FrontOptions, Serving
-from adex_scheduler.front.tenants import Directory
-from adex_scheduler.metrics import DIALECTS, SchedulerMetrics, Sources
-from adex_scheduler.testing.fake_worker import FakeWorker, worker_info
-from adex_scheduler.testing.link import FakeLink
-from adex_scheduler.text.tokenizer import Tokenizer
+from adex_proto.adapter import AdapterKey, AdapterVersion, credential_tenant
+from adex_scheduler.metrics import DIALECTS
+from adex_scheduler.testing.fake_worker import worker_info
 from adex_worker.metrics import Sources as WorkerSources
 from adex_worker.metrics import serve_metrics
 from adex_worker.run.runner import RunnerStatistics
@@ -33,44 +26,17 @@ needs_promtool = pytest.mark.skipif(
 PRIVATE = "acme/secret-project"
 
 
-async def scraped(tokenizer: Tokenizer, dialects: tuple[str, ...]) -> str:
+Doors = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+async def scraped(live: Doors, dialects: tuple[str, ...]) -> str:
     """What /metrics says after a base request, an adapter's, a private one's and a refused one."""
-    worker = FakeWorker(worker_info(vocabulary=320))
-    directory = Directory(("base",))
     public = AdapterKey("", "hub", "org/tone")
-    private = directory.key_of(directory.adapter_of_model(f"hf://{PRIVATE}"), "", "hf_token")
-    assert private is not None
-    for digest, key in (("d1" * 32, public), ("d2" * 32, private)):
-        worker.published[key] = AdapterVersion(digest, 300, 8, 4)
-    metrics = SchedulerMetrics(
-        Sources(
-            lambda: engine.statistics(),
-            lambda: engine.info,
-            lambda: engine.longest_wait_s(),
-            lambda: (
-                public_names(directory, statistics.on_device)
-                if (statistics := engine.statistics())
-                else [],
-                public_names(directory, engine.waiting_names()),
-            ),
-        ),
-        dialects=dialects,
-        model_name="base",
-    )
-    engine = Engine(FakeLink(worker), tokenizer, observer=metrics)
-    serving = Serving.over(
-        engine, tokenizer, directory, metrics, FrontOptions(model_id="base", version="0")
-    )
-    runner = runner_of(serving, close_s_max=5.0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    running = asyncio.create_task(engine.run())
-    try:
-        await engine.wait_ready()
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{runner.addresses[0][1]}", timeout=60
-        ) as client:
+    private = AdapterKey(credential_tenant("", "hf_token"), "hub", PRIVATE)
+    async with live(dialects=dialects) as doors:
+        for digest, key in (("d1" * 32, public), ("d2" * 32, private)):
+            doors.worker.published[key] = AdapterVersion(digest, 300, 8, 4)
+        async with httpx.AsyncClient(base_url=doors.url, timeout=60) as client:
             for parameters in (
                 {},
                 {"adapter_id": "org/tone", "adapter_source": "hub"},
@@ -82,11 +48,6 @@ async def scraped(tokenizer: Tokenizer, dialects: tuple[str, ...]) -> str:
             answer = await client.get("/metrics")
             assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
             return answer.text
-    finally:
-        await runner.cleanup()
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
 
 
 def complaints(text: str) -> list[str]:
@@ -99,16 +60,16 @@ def complaints(text: str) -> list[str]:
 
 @needs_promtool
 async def test_prometheus_finds_no_fault_with_a_schedulers_metrics(
-    the_tokenizer: Tokenizer,
+    live: Doors,
 ) -> None:
-    assert complaints(await scraped(the_tokenizer, ())) == []
+    assert complaints(await scraped(live, ())) == []
 
 
 @needs_promtool
 async def test_aliases_only_break_the_rules_that_their_names_break(
-    the_tokenizer: Tokenizer,
+    live: Doors,
 ) -> None:
-    found = complaints(await scraped(the_tokenizer, tuple(DIALECTS)))
+    found = complaints(await scraped(live, tuple(DIALECTS)))
     ours = [line for line in found if not line.startswith(("vllm:", "tgi_", "lorax_"))]
     assert ours == []
     # Nothing but names: text that cannot be read at all would say "error while linting".
@@ -131,9 +92,9 @@ def test_prometheus_finds_no_fault_with_a_workers_metrics() -> None:
 
 
 async def test_resident_adapters_are_named_as_callers_name_them_and_private_ones_never(
-    the_tokenizer: Tokenizer,
+    live: Doors,
 ) -> None:
-    text = await scraped(the_tokenizer, tuple(DIALECTS))
+    text = await scraped(live, tuple(DIALECTS))
     [series] = [line for line in text.splitlines() if line.startswith("vllm:lora_requests_info{")]
     assert 'running_lora_adapters="org/tone"' in series
     assert 'waiting_lora_adapters=""' in series
@@ -142,9 +103,9 @@ async def test_resident_adapters_are_named_as_callers_name_them_and_private_ones
 
 
 async def test_where_each_adapter_was_and_what_it_took_is_told(
-    the_tokenizer: Tokenizer,
+    live: Doors,
 ) -> None:
-    text = await scraped(the_tokenizer, ())
+    text = await scraped(live, ())
     assert 'adex_sequence_starts_total{start="base"} 1.0' in text
     assert 'adex_sequence_starts_total{start="remote"} 3.0' in text
     assert 'adex_adapter_fetch_seconds_count{source="hub"} 3.0' in text
