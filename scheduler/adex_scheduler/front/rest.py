@@ -5,30 +5,26 @@ the body that had no effect are named in x-ignored-fields.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
-from adex_scheduler.front import rest_admin, rest_openai, rest_tgi, rest_tokens
 from adex_scheduler.front.account import close_account, context_of, operation_of
 from adex_scheduler.front.ports import Ended, Serving
+from adex_scheduler.front.routes import ROUTES, Handler
 from adex_scheduler.front.statuses import Family, body_of, headers_of, plain_body, status_of
 from adex_scheduler.front.visit import (
     SERVING,
     VISIT,
     Visit,
     begin_visit,
-    body_of_request,
     header_text,
     json_reply,
     visit_of,
 )
 
 LOG = logging.getLogger("adex.front")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PROBES = ("/", "/health", "/ping")
 CLIENT_GONE = "cancelled"
 
 
@@ -47,48 +43,12 @@ def create_app(serving: Serving) -> web.Application:
     app = web.Application(middlewares=[_answer], client_max_size=serving.options.body_bytes_max)
     app[SERVING] = serving
     app.on_response_prepare.append(_mark)
-    for path, handler in (
-        ("/generate", rest_tgi.generate),
-        ("/generate_stream", rest_tgi.generate_stream),
-        ("/", rest_tgi.compatible),
-        # Where a client takes the base address with /v1 for the whole server.
-        ("/v1", rest_tgi.compatible),
-        ("/invocations", invocations),
-        ("/v1/completions", rest_openai.completions),
-        ("/v1/chat/completions", rest_openai.chat_completions),
-        ("/tokenize", rest_tokens.tokenize),
-        ("/detokenize", rest_tokens.detokenize),
-        ("/chat_tokenize", rest_tokens.chat_tokenize),
-    ):
-        app.router.add_post(path, _counted(handler))
-    for path, handler in (
-        ("/", rest_admin.health),
-        ("/health", rest_admin.health),
-        ("/ping", rest_admin.health),
-        ("/startup", rest_admin.health),
-        ("/version", rest_admin.version),
-        ("/info", rest_admin.info),
-        ("/metrics", rest_admin.metrics),
-        ("/v1/models", rest_admin.models),
-        ("/v1/models/{name:.+}", rest_admin.model),
-    ):
-        app.router.add_get(path, handler)
+    for operation, handler in ROUTES:
+        behind = _counted(handler) if operation.computes else handler
+        app.router.add_route(operation.method, operation.path, behind)
+        if operation.method == "GET":
+            app.router.add_route("HEAD", operation.path, behind)
     return app
-
-
-async def invocations(request: web.Request) -> web.StreamResponse:
-    """POST /invocations: what the body is decides which route it is meant for."""
-    body = await body_of_request(request)
-    if body.get("inputs") is not None:
-        return await rest_tgi.answer_generate(request, body)
-    visit = visit_of(request)
-    if body.get("messages") is not None:
-        visit.family = Family.OPENAI
-        return await rest_openai.answer_chat(request, body)
-    if body.get("prompt") is not None:
-        visit.family = Family.OPENAI
-        return await rest_openai.answer_completion(request, body)
-    return await rest_tgi.answer_generate(request, body)
 
 
 async def _mark(request: web.Request, response: web.StreamResponse) -> None:

@@ -49,6 +49,13 @@ class Family(Enum):
     OPENAI = "openai"
 
 
+def family_of(path: str) -> Family | None:
+    """Whose shapes the route at `path` answers in; None where the body decides."""
+    if path == "/invocations":
+        return None
+    return Family.OPENAI if path.startswith(("/v1/", "/detokenize")) else Family.TGI
+
+
 def status_of(error: AdexError, family: Family) -> int:
     """The HTTP status of an error; see the table above."""
     openai = family is Family.OPENAI

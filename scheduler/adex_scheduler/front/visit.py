@@ -16,7 +16,7 @@ from adex_scheduler.front.body import MalformedBodyError, read_object
 from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.sse import KEEP_ALIVE, frame, json_bytes
-from adex_scheduler.front.statuses import Family, body_of
+from adex_scheduler.front.statuses import Family, body_of, family_of
 
 LOG = logging.getLogger("adex.front")
 SERVING: web.AppKey[Serving] = web.AppKey("serving", Serving)
@@ -51,7 +51,7 @@ def begin_visit(request: web.Request) -> Visit:
     """The visit of a request that just arrived; a sane x-request-id of the caller's is kept."""
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "unknown"
-    family = Family.OPENAI if request.path.startswith(("/v1/", "/detokenize")) else Family.TGI
+    family = family_of(request.path) or Family.TGI
     visit = Visit(request_id_of(request.headers), endpoint, family)
     request[VISIT] = visit
     return visit
