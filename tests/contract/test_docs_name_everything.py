@@ -7,30 +7,22 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
-import adex_worker.metrics as worker_metrics
 from adex.cli import main as adex_main
 from adex_proto.errors import ERRORS_BY_CODE
-from adex_proto.outcome import WorkerInfo
 from adex_proto.v1 import generate_pb2
 from adex_scheduler.__main__ import main as scheduler_main
-from adex_scheduler.core.limits import Limits
-from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.front.ports import FrontOptions, Serving
 from adex_scheduler.front.rest import create_app
 from adex_scheduler.front.rpc import status_of as rpc_status_of
 from adex_scheduler.front.schema_openai import HARMLESS
 from adex_scheduler.front.statuses import Family, status_of
 from adex_scheduler.front.tenants import Directory
-from adex_scheduler.metrics import DIALECTS, SchedulerMetrics, Sources
 from adex_worker.__main__ import main as worker_main
-from adex_worker.run.runner import RunnerStatistics
 
 DOCS = Path(__file__).parents[2] / "docs"
 API = (DOCS / "api.md").read_text("utf-8")
 OPERATIONS = (DOCS / "operations.md").read_text("utf-8")
-INFO = WorkerInfo("m", "A", "float32", "cpu", *range(1, 13), ())
 
 
 def named(word: str, page: str) -> bool:
@@ -82,34 +74,12 @@ def test_every_flag_is_named(
     assert not missing, f"add to docs/operations.md: {missing}"
 
 
-def scheduler_metric_names() -> set[str]:
-    core = SchedulerCore(INFO, Limits())
-    sources = Sources(core.statistics, lambda: INFO)
-    told = SchedulerMetrics(sources, dialects=tuple(DIALECTS)).exposition().decode()
-    return set(re.findall(r"^# HELP (\S+)", told, re.MULTILINE))
-
-
-def worker_metric_names(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    registries: list[CollectorRegistry] = []
-    monkeypatch.setattr(
-        worker_metrics, "start_http_server", lambda _, registry: registries.append(registry)
-    )
-    statistics = RunnerStatistics(0, 0, 0, 0, 0, 0.0)
-    worker_metrics.serve_metrics(
-        worker_metrics.Sources(INFO, lambda: statistics, lambda: 0, tuple), 1
-    )
-    suffix = {"counter": "_total", "info": "_info"}
-    return {m.name + suffix.get(m.type, "") for one in registries for m in one.collect()}
-
-
-def test_every_metric_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = scheduler_metric_names() | worker_metric_names(monkeypatch)
-    assert len(names) > 30
-    missing = sorted(name for name in names if not named(name, OPERATIONS))
+def test_every_metric_is_named(metric_names: set[str]) -> None:
+    assert len(metric_names) > 30
+    missing = sorted(name for name in metric_names if not named(name, OPERATIONS))
     assert not missing, f"add to docs/operations.md: {missing}"
 
 
-def test_every_metric_that_is_named_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = scheduler_metric_names() | worker_metric_names(monkeypatch)
-    stale = set(re.findall(r"`((?:adex|vllm|tgi|lorax)[_:][a-z_]+)`", OPERATIONS)) - names
+def test_every_metric_that_is_named_is_there(metric_names: set[str]) -> None:
+    stale = set(re.findall(r"`((?:adex|vllm|tgi|lorax)[_:][a-z_]+)`", OPERATIONS)) - metric_names
     assert not stale, f"remove from docs/operations.md: {sorted(stale)}"
