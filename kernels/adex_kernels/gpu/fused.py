@@ -1,0 +1,225 @@
+"""What lies between a layer's products, each in one launch: norm, rotation with the write, gate."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adex_kernels.gpu.launch import power_of_two
+
+_COLUMNS_AT_ONCE = 1024
+
+
+def add_norm_(hidden: Tensor, out: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """Add `out` to `hidden` in place, then answer hidden over its root mean square, times weight.
+
+    Args:
+        hidden, out: [rows, width], contiguous rows; out None adds nothing.
+        weight: [width]; in float32 it multiplies before the one rounding, otherwise after it.
+    Returns: [rows, width] in hidden's dtype.
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467; the roundings are those of transformers.
+    """
+    rows, width = hidden.shape
+    normed = hidden.new_empty((rows, width))
+    other = hidden if out is None else out
+    _add_norm[(rows,)](
+        hidden,
+        other,
+        weight,
+        normed,
+        hidden.stride(0),
+        other.stride(0),
+        normed.stride(0),
+        width,
+        eps,
+        ADDS=out is not None,
+        WIDE_WEIGHT=weight.dtype != hidden.dtype,
+        WIDTH=power_of_two(width),
+    )
+    return normed
+
+
+def rotate_write_(
+    heads: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    kv: Tensor,
+    layer: int,
+    write_pages: Tensor,
+    write_offsets: Tensor,
+    query_heads: int,
+) -> None:
+    """Rotate the queries in place; write the rotated keys and the values to their blocks.
+
+    Args:
+        heads: [rows, query_heads + 2 * kv_heads, head_dim], the last two dimensions contiguous.
+        cos, sin: [rows, 1, rotary_dim]; sin's first half carries the minus sign.
+        kv: [pages, layers, 2, block_tokens, kv_heads, head_dim], contiguous.
+        write_pages, write_offsets: [rows], each row's block and its place within.
+    """
+    rows, total, head_dim = heads.shape
+    rotary_dim = cos.shape[-1]
+    _rotate_write[(rows, total)](
+        heads,
+        cos,
+        sin,
+        kv,
+        write_pages,
+        write_offsets,
+        heads.stride(0),
+        cos.stride(0),
+        sin.stride(0),
+        kv.stride(0),
+        layer * kv.stride(1),
+        kv.stride(2),
+        kv.stride(3),
+        query_heads,
+        (total - query_heads) // 2,
+        head_dim,
+        rotary_dim // 2,
+        HALF=power_of_two(rotary_dim // 2),
+        DIM=power_of_two(head_dim),
+    )
+
+
+def gate(gate_up: Tensor, activation: str) -> Tensor:
+    """The gated half of an MLP: activation of the first half of each row, times the second.
+
+    `activation` is "silu", "gelu" or "gelu_tanh". Returns: [rows, width / 2].
+    """
+    rows, width = gate_up.shape
+    wide = gate_up.new_empty((rows, width // 2))
+    _gate[(rows, triton.cdiv(width // 2, _COLUMNS_AT_ONCE))](
+        gate_up,
+        wide,
+        gate_up.stride(0),
+        wide.stride(0),
+        width // 2,
+        ACTIVATION=activation,
+        COLUMNS=_COLUMNS_AT_ONCE,
+    )
+    return wide
+
+
+@triton.jit
+def _add_norm(
+    hidden_ptr,
+    out_ptr,
+    weight_ptr,
+    normed_ptr,
+    hidden_stride,
+    out_stride,
+    normed_stride,
+    width,
+    eps,
+    ADDS: tl.constexpr,
+    WIDE_WEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    dtype = hidden_ptr.dtype.element_ty
+    x = tl.load(hidden_ptr + row * hidden_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        x += tl.load(out_ptr + row * out_stride + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = x.to(dtype)
+        tl.store(hidden_ptr + row * hidden_stride + column, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    root = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    normed = x * root
+    if not WIDE_WEIGHT:
+        normed = normed.to(dtype).to(tl.float32)
+    place = normed_ptr + row * normed_stride + column
+    tl.store(place, (normed * weight).to(dtype), mask=inside)
+
+
+@triton.jit
+def _rotate_write(
+    heads_ptr,
+    cos_ptr,
+    sin_ptr,
+    kv_ptr,
+    pages_ptr,
+    offsets_ptr,
+    row_stride,
+    cos_stride,
+    sin_stride,
+    page_stride,
+    layer_offset,
+    value_offset,
+    token_stride,
+    query_heads,
+    kv_heads,
+    head_dim,
+    half,
+    HALF: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """One head of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    source = heads_ptr + row * row_stride + head * head_dim
+    dtype = heads_ptr.dtype.element_ty
+    cell = tl.load(pages_ptr + row).to(tl.int64) * page_stride + layer_offset
+    cell += tl.load(offsets_ptr + row).to(tl.int64) * token_stride
+    is_value = head >= query_heads + kv_heads
+    is_query = head < query_heads
+    kv_head = head - query_heads - tl.where(is_value, kv_heads, 0)
+    target = kv_ptr + cell + tl.where(is_value, value_offset, 0) + kv_head * head_dim
+    if is_value:
+        dim = tl.arange(0, DIM)
+        inside = dim < head_dim
+        tl.store(target + dim, tl.load(source + dim, mask=inside, other=0.0), mask=inside)
+    else:
+        dim = tl.arange(0, HALF)
+        inside = dim < half
+        left = tl.load(source + dim, mask=inside, other=0.0).to(tl.float32)
+        right = tl.load(source + half + dim, mask=inside, other=0.0).to(tl.float32)
+        cos = cos_ptr + row * cos_stride + dim
+        sin = sin_ptr + row * sin_stride + dim
+        cos_left = tl.load(cos, mask=inside, other=0.0).to(tl.float32)
+        cos_right = tl.load(cos + half, mask=inside, other=0.0).to(tl.float32)
+        sin_left = tl.load(sin, mask=inside, other=0.0).to(tl.float32)
+        sin_right = tl.load(sin + half, mask=inside, other=0.0).to(tl.float32)
+        turned_left = (left * cos_left + right * sin_left).to(dtype)
+        turned_right = (right * cos_right + left * sin_right).to(dtype)
+        if is_query:
+            tl.store(source + dim, turned_left, mask=inside)
+            tl.store(source + half + dim, turned_right, mask=inside)
+        else:
+            tl.store(target + dim, turned_left, mask=inside)
+            tl.store(target + half + dim, turned_right, mask=inside)
+            rest = 2 * half + tl.arange(0, DIM)
+            beyond = rest < head_dim
+            tl.store(target + rest, tl.load(source + rest, mask=beyond, other=0.0), mask=beyond)
+
+
+@triton.jit
+def _gate(
+    gate_up_ptr,
+    wide_ptr,
+    in_stride,
+    out_stride,
+    width,
+    ACTIVATION: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < width
+    source = gate_up_ptr + row * in_stride + column
+    dtype = gate_up_ptr.dtype.element_ty
+    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        active = gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu_tanh":
+        # 1 + tanh(u) = 2 sigmoid(2 u)
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        active = gate * tl.sigmoid(2.0 * inner)
+    else:
+        tl.static_assert(ACTIVATION == "gelu", "an unknown activation")
+        active = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    product = active.to(dtype).to(tl.float32) * up
+    tl.store(wide_ptr + row * out_stride + column, product.to(dtype), mask=inside)
