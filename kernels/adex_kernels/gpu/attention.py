@@ -11,6 +11,7 @@ Sources: FlashAttention-2 (arXiv:2307.08691) for the running softmax, PagedAtten
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import triton
@@ -89,67 +90,84 @@ def attention(
     Returns: [rows, heads * head_dim] in q's dtype.
     """
     rows, heads, head_dim = q.shape
-    kv_heads = kv.shape[4]
     out = torch.empty((rows, heads * head_dim), dtype=q.dtype, device=q.device)
-    for tiles, tile_rows, splits in (
-        (work.split, work.split_rows, work.key_splits),
-        (work.whole, work.whole_rows, 0),
-    ):
-        count = tiles.shape[0]
-        if count == 0:
-            continue
-        parts = out.new_empty(
-            (max(splits, 1), count if splits else 0, kv_heads, tile_rows, head_dim + 2),
-            dtype=torch.float32,
-        )
-        _attend[(count, kv_heads, max(splits, 1))](
-            q,
-            kv,
+    shape = _Shape(layer, scale, window, softcap)
+    if work.split.shape[0]:
+        tiles, kv_heads = work.split.shape[0], kv.shape[4]
+        size = (work.key_splits, tiles, kv_heads, work.split_rows, head_dim + 2)
+        parts = out.new_empty(size, dtype=torch.float32)
+        _launch(q, kv, out, parts, work.split, work, shape)
+        _merge[(tiles, kv_heads)](
             out,
             parts,
-            tiles,
+            work.split,
             work.sequences,
-            work.tables,
-            kv.stride(0),
-            layer * kv.stride(1),
-            kv.stride(2),
-            kv.stride(3),
-            q.stride(0),
             out.stride(0),
-            work.tables.stride(0),
             parts.stride(0),
             parts.stride(1),
             head_dim,
-            scale,
-            softcap or 0.0,
-            window or 0,
+            work.key_splits,
             HEADS=heads // kv_heads,
-            TOKENS=kv.shape[3],
-            ROWS=tile_rows,
-            KEYS=_KEYS_AT_ONCE,
+            ROWS=work.split_rows,
             DIM=max(16, power_of_two(head_dim)),
-            SPLIT=splits > 0,
-            SPLIT_KEYS=KEYS_PER_SPLIT,
-            WINDOWED=window is not None,
-            CAPPED=softcap is not None,
-            WIDEN=WIDEN,
         )
-        if splits:
-            _merge[(count, kv_heads)](
-                out,
-                parts,
-                tiles,
-                work.sequences,
-                out.stride(0),
-                parts.stride(0),
-                parts.stride(1),
-                head_dim,
-                splits,
-                HEADS=heads // kv_heads,
-                ROWS=tile_rows,
-                DIM=max(16, power_of_two(head_dim)),
-            )
+    if work.whole.shape[0]:
+        _launch(q, kv, out, None, work.whole, work, shape)
     return out
+
+
+class _Shape(NamedTuple):
+    layer: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def _launch(
+    q: Tensor,
+    kv: Tensor,
+    out: Tensor,
+    parts: Tensor | None,
+    tiles: Tensor,
+    work: AttentionWork,
+    shape: _Shape,
+) -> None:
+    """Attend the queries of `tiles`: into `parts`, keys split, or else whole into `out`."""
+    heads, head_dim = q.shape[1:]
+    kv_heads = kv.shape[4]
+    splits = 1 if parts is None else parts.shape[0]
+    _attend[(tiles.shape[0], kv_heads, splits)](
+        q,
+        kv,
+        out,
+        out if parts is None else parts,
+        tiles,
+        work.sequences,
+        work.tables,
+        kv.stride(0),
+        shape.layer * kv.stride(1),
+        kv.stride(2),
+        kv.stride(3),
+        q.stride(0),
+        out.stride(0),
+        work.tables.stride(0),
+        0 if parts is None else parts.stride(0),
+        0 if parts is None else parts.stride(1),
+        head_dim,
+        shape.scale,
+        shape.softcap or 0.0,
+        shape.window or 0,
+        HEADS=heads // kv_heads,
+        TOKENS=kv.shape[3],
+        ROWS=work.whole_rows if parts is None else work.split_rows,
+        KEYS=_KEYS_AT_ONCE,
+        DIM=max(16, power_of_two(head_dim)),
+        SPLIT=parts is not None,
+        SPLIT_KEYS=KEYS_PER_SPLIT,
+        WINDOWED=shape.window is not None,
+        CAPPED=shape.softcap is not None,
+        WIDEN=WIDEN,
+    )
 
 
 @triton.jit
@@ -225,14 +243,10 @@ def _attend(
             mask=has_key[None, :] & has_dim[:, None],
             other=0.0,
         )
-        scores = dot(q, k, tl.zeros((ROWS, KEYS), dtype=tl.float32), WIDEN) * scale
-        if CAPPED:
-            # tanh(x) = 2 sigmoid(2 x) - 1
-            scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
         seen = has_key[None, :] & (key[None, :] <= position[:, None])
         if WINDOWED:
             seen = seen & (key[None, :] > position[:, None] - window)
-        scores = tl.where(seen, scores, float("-inf"))
+        scores = _scores(q, k, seen, scale, softcap, ROWS, KEYS, CAPPED, WIDEN)
         better = tl.maximum(best, tl.max(scores, 1))
         # A row that has seen nothing yet has no best: minus infinity less itself is no number.
         shift = tl.where(better == float("-inf"), 0.0, better)
@@ -255,6 +269,26 @@ def _attend(
     else:
         result = total / tl.where(has_row, weight, 1.0)[:, None]
         tl.store(out_ptr + place * out_stride + column, result.to(q.dtype), mask=mask)
+
+
+@triton.jit
+def _scores(
+    q,
+    k,
+    seen,
+    scale,
+    softcap,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """[ROWS, KEYS] float32, minus infinity where a query does not see a key."""
+    scores = dot(q, k, tl.zeros((ROWS, KEYS), dtype=tl.float32), WIDEN) * scale
+    if CAPPED:
+        # tanh(x) = 2 sigmoid(2 x) - 1
+        scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+    return tl.where(seen, scores, float("-inf"))
 
 
 @triton.jit
