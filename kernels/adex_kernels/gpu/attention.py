@@ -222,13 +222,7 @@ def _attend(
     column = ((kv_head * HEADS + row % HEADS) * head_dim)[:, None] + dim[None, :]
     mask = has_row[:, None] & has_dim[None, :]
     q = tl.load(q_ptr + place * q_stride + column, mask=mask, other=0.0)
-    low = 0
-    high = begin + queries
-    if WINDOWED:
-        low = tl.maximum(low, begin - window + 1)
-    if SPLIT:
-        low = tl.maximum(low, split * SPLIT_KEYS)
-        high = tl.minimum(high, (split + 1) * SPLIT_KEYS)
+    low, high = _keys_of(begin, queries, split, window, WINDOWED, SPLIT, SPLIT_KEYS)
     best = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((ROWS,), dtype=tl.float32)
     total = tl.zeros((ROWS, DIM), dtype=tl.float32)
@@ -269,6 +263,27 @@ def _attend(
     else:
         result = total / tl.where(has_row, weight, 1.0)[:, None]
         tl.store(out_ptr + place * out_stride + column, result.to(q.dtype), mask=mask)
+
+
+@triton.jit
+def _keys_of(
+    begin,
+    queries,
+    split,
+    window,
+    WINDOWED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr,
+):
+    """The keys [low, high) that a program walks for queries from position `begin` on."""
+    low = begin * 0
+    high = begin + queries
+    if WINDOWED:
+        low = tl.maximum(low, begin - window + 1)
+    if SPLIT:
+        low = tl.maximum(low, split * SPLIT_KEYS)
+        high = tl.minimum(high, (split + 1) * SPLIT_KEYS)
+    return low, high
 
 
 @triton.jit
