@@ -1,10 +1,29 @@
 """May this request enter at all? Lengths and queue bounds; a refusal names both numbers."""
 
+from dataclasses import dataclass
+
 from adex_proto.errors import AdexError, Overloaded, ShuttingDown, ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.core.limits import Limits
 
 RETRY_AFTER_S_MAX = 60.0
+# How much one finish moves the estimate.
+_SMOOTHING = 0.1
+
+
+@dataclass(slots=True)
+class Pace:
+    """How often a place in the queue comes free."""
+
+    seconds_per_finish: float = 0.0
+    _finished_at: float | None = None
+
+    def note_finish(self, now: float) -> None:
+        """One more sequence has finished."""
+        if self._finished_at is not None:
+            gap = now - self._finished_at
+            self.seconds_per_finish += _SMOOTHING * (gap - self.seconds_per_finish)
+        self._finished_at = now
 
 
 def queue_refusal(

@@ -111,7 +111,7 @@ class Batch:
         if self.prefilling:
             self._prefill(draft)
         if draft.pages_short:
-            self._make_pages(draft)
+            self._make_pages(draft, now)
         else:
             self._admit(draft, now)
         flight = draft.flight
@@ -221,11 +221,11 @@ class Batch:
             if sequence is None or sequence not in ready:
                 return
             looked_up = sequence.number == self._head and self._looks % LOOKS_PER_MATCH
-            if looked_up and self._falls_short(sequence, self._head_pages):
+            if looked_up and self._falls_short(sequence, self._head_pages, now):
                 return
             matched = self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
             need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched)
-            if self._falls_short(sequence, need + self._blocks.idle_among(matched)):
+            if self._falls_short(sequence, need + self._blocks.idle_among(matched), now):
                 return
             self._begin(draft, sequence, now)
             self._blocks.adopt(sequence, matched)
@@ -234,7 +234,7 @@ class Batch:
             self._plan_chunk(draft, sequence, tuple(sequence.blocks))
             assert sequence.planned > len(matched) * self._blocks.block_tokens
 
-    def _falls_short(self, sequence: Sequence, pages: int) -> bool:
+    def _falls_short(self, sequence: Sequence, pages: int, now: float) -> bool:
         """Whether the head of the queue must wait for some of the `pages` it wants.
 
         If so, they are kept for it, and adapters nobody uses give theirs up.
@@ -249,7 +249,7 @@ class Batch:
         # With nothing running, nothing else would ever give pages back.
         nothing_runs = self.running == 0 and not self.flights
         own = self._paging.adapter_of(sequence)
-        self._paging.relinquish(short, wanted=nothing_runs, kept=nothing_runs, spare=own)
+        self._paging.relinquish(short, now, wanted=nothing_runs, kept=nothing_runs, spare=own)
         return True
 
     def _begin(self, draft: Draft, sequence: Sequence, now: float) -> None:
@@ -272,7 +272,7 @@ class Batch:
 
     # When pages run out.
 
-    def _make_pages(self, draft: Draft) -> None:
+    def _make_pages(self, draft: Draft, now: float) -> None:
         """Have pages come back for the sequences that missed this step.
 
         In order: adapters nobody wants, adapters someone waits for, the newest running sequences,
@@ -282,7 +282,7 @@ class Batch:
         if short <= 0:
             return
         held = self._paging.adapter_of(self._turns.held_for)
-        self._paging.relinquish(short, wanted=True, spare=held)
+        self._paging.relinquish(short, now, wanted=True, spare=held)
         short -= self._tiers.pages_leaving
         while short > 0 and self.running > 1:
             newest = max(self._newest(self.decoding), self._newest(self.prefilling))
@@ -290,7 +290,8 @@ class Batch:
             short -= len(sequence.blocks)
             self._preempt(sequence)
         if short > 0:
-            self._paging.relinquish(short + self._tiers.pages_leaving, wanted=True, kept=True)
+            short += self._tiers.pages_leaving
+            self._paging.relinquish(short, now, wanted=True, kept=True)
 
     def _split_leaving(self, draft: Draft) -> tuple[list[Sequence], list[Sequence]]:
         """Those this plan may list as finished, and those preempted after it had planned for them.

@@ -1,13 +1,13 @@
-"""Which adapter moves when: the least recently used leaves, the longest waiting comes.
+"""Which adapter moves when: the idle copy worth least leaves, the longest waiting comes.
 
 An adapter that someone waits for is displaced only for running sequences that need its pages, or
 when it has had its turn and another is due. Each call looks at a bounded window of the lines,
 so its cost depends on the window and not on how many adapters or sequences there are.
 """
 
-from collections.abc import Iterator
 from itertools import islice
 
+from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, Residence
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.residency import Residency
@@ -16,9 +16,8 @@ from adex_scheduler.core.sequence import Sequence
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
 
-# Sequences looked at for each link in one call, and idle adapters considered for one run of pages.
+# Sequences looked at for each link in one call.
 WINDOW = 8
-CANDIDATES = 32
 
 
 class Paging:
@@ -38,15 +37,21 @@ class Paging:
 
     def advance(self, now: float) -> None:
         """Begin every move that is wanted, allowed and has room."""
-        self._trim_disk()
+        self._trim_disk(now)
         self._fetch()
         if self._tiers.to_stage:
-            self._stage()
+            self._stage(now)
         if self._tiers.to_page_in:
             self._page_in(now)
 
     def relinquish(
-        self, pages: int, *, wanted: bool, kept: bool = False, spare: Adapter | None = None
+        self,
+        pages: int,
+        now: float,
+        *,
+        wanted: bool,
+        kept: bool = False,
+        spare: Adapter | None = None,
     ) -> None:
         """Evict idle adapters until `pages` pages are leaving, or no candidate is left.
 
@@ -55,7 +60,7 @@ class Paging:
         """
         tiers = self._tiers
         while tiers.pages_leaving < pages and tiers.device_idle:
-            tiers.evict_device(next(iter(tiers.device_idle.values())))
+            tiers.evict_device(self._first_on_device(now))
         if not wanted or tiers.pages_leaving >= pages:
             return
         for adapter in [*self._wanted_latest_first(spare), *(self._kept(spare) if kept else ())]:
@@ -67,25 +72,33 @@ class Paging:
         """The version a sequence is bound to, if any."""
         return self._tiers.adapters[sequence.digest] if sequence and sequence.digest else None
 
+    def _first_on_device(self, now: float) -> Adapter:
+        return self._idle_on_device(now)[0]
+
+    def _idle_on_device(self, now: float) -> list[Adapter]:
+        tiers = self._tiers
+        return tiers.eviction.first_to_leave(Tier.DEVICE, tiers.device_idle, now)
+
     # Each link.
 
-    def _trim_disk(self) -> None:
+    def _trim_disk(self, now: float) -> None:
         """Bring the disk back into its budget: unused versions leave, tier by tier."""
         tiers = self._tiers
         while tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes:
             if tiers.disk_leaving >= self._limits.disk_evictions_max:
                 return
             if tiers.disk_idle:
-                self._residency.evict_disk(next(iter(tiers.disk_idle.values())))
+                first = tiers.eviction.first_to_leave(Tier.DISK, tiers.disk_idle, now)[0]
+                self._residency.evict_disk(first)
                 continue
             if not tiers.host_leaving_bytes and not tiers.slots_leaving:
                 # Only what is nowhere else can leave the disk, so one leaves a nearer tier first.
-                spare = islice(tiers.host_idle.values(), CANDIDATES)
+                spare = tiers.eviction.first_to_leave(Tier.HOST, tiers.host_idle, now)
                 unused = [a for a in spare if a.residence is Residence.HOST]
                 if unused:
                     tiers.evict_host(unused[0])
                 elif tiers.device_idle:
-                    tiers.evict_device(next(iter(tiers.device_idle.values())))
+                    tiers.evict_device(self._first_on_device(now))
             return
 
     def _fetch(self) -> None:
@@ -104,14 +117,14 @@ class Paging:
             assert alias is not None
             residency.begin_fetch(alias)
         while residency.fetching < self._limits.fetches_max:
-            some = islice(residency.stale.values(), CANDIDATES)
+            some = islice(residency.stale.values(), WINDOW)
             may = (alias for alias in some if residency.may_fetch(tiers.fetch_line(alias.key)))
             old = next(may, None)
             if old is None:
                 break
             residency.begin_fetch(old)
 
-    def _stage(self) -> None:
+    def _stage(self, now: float) -> None:
         """Bring bundles into host memory, strictly in order: a large one is never overtaken."""
         tiers = self._tiers
         while tiers.staging < self._limits.stages_max:
@@ -127,12 +140,12 @@ class Paging:
                 # It would never fit beside what operators have pinned, which comes back after it.
                 self._cleared_for = sequence
             cleared = sequence is self._cleared_for
-            if not self._find_host_room(size, wanted=sequence is held, kept=cleared):
+            if not self._find_host_room(size, now, wanted=sequence is held, kept=cleared):
                 return
             self._cleared_for = None
             tiers.stage(adapter)
 
-    def _find_host_room(self, size: int, *, wanted: bool, kept: bool) -> bool:
+    def _find_host_room(self, size: int, now: float, *, wanted: bool, kept: bool) -> bool:
         """Whether `size` bytes of host memory are free; if not, idle copies are sent away.
 
         `wanted`: those that someone waits for too, the latest needed first. `kept`: at last those
@@ -144,7 +157,7 @@ class Paging:
             return tiers.host_bytes - tiers.host_leaving_bytes + size > tiers.info.host_bytes
 
         while tiers.host_idle and short():
-            tiers.evict_host(next(iter(tiers.host_idle.values())))
+            tiers.evict_host(tiers.eviction.first_to_leave(Tier.HOST, tiers.host_idle, now)[0])
         if wanted and short():
             waiting = {s.digest for s in tiers.to_page_in.members()}
             copies = [tiers.adapters[digest] for digest in sorted(waiting)]
@@ -172,12 +185,10 @@ class Paging:
         held = sequence is self._turns.held_for
         room = None
         if tiers.slots_free:
-            candidates: Iterator[Adapter] = islice(tiers.device_idle.values(), CANDIDATES)
-            if held:
-                candidates = self._all_but(adapter)
+            candidates = self._all_but(adapter, now) if held else self._idle_on_device(now)
             room = find_room(adapter.pages, tiers.pool, candidates)
         elif not tiers.slots_leaving:
-            self.relinquish(1, wanted=held, kept=held, spare=adapter)
+            self.relinquish(1, now, wanted=held, kept=held, spare=adapter)
         if room is None:
             self._turns.note_blocked(sequence, now)
             self._make_way(adapter, sequence, now)
@@ -190,7 +201,7 @@ class Paging:
         short = self.keep_pages + adapter.pages - displaced - tiers.blocks.available
         if short > 0:
             self._turns.note_blocked(sequence, now)
-            self.relinquish(short, wanted=held, kept=held, spare=adapter)
+            self.relinquish(short, now, wanted=held, kept=held, spare=adapter)
             return False
         self._turns.begin(adapter, now)
         tiers.place(adapter, room.first, room.victims)
@@ -201,7 +212,7 @@ class Paging:
         tiers = self._tiers
         victims = tuple(self._turns.displaceable(sequence, now))
         if victims and tiers.slots_free:
-            candidates = [*islice(tiers.device_idle.values(), CANDIDATES), *victims]
+            candidates = [*self._idle_on_device(now), *victims]
             room = find_room(adapter.pages, tiers.pool, candidates)
             victims = room.victims if room else ()
         elif victims:
@@ -209,11 +220,10 @@ class Paging:
         for victim in victims:
             tiers.drain(victim, sequence.number)
 
-    def _all_but(self, spare: Adapter) -> Iterator[Adapter]:
+    def _all_but(self, spare: Adapter, now: float) -> list[Adapter]:
         """Every adapter no step uses: idle, then wanted, then pinned by an operator."""
-        yield from list(self._tiers.device_idle.values())
-        yield from self._wanted_latest_first(spare)
-        yield from self._kept(spare)
+        idle = {a.digest: a for a in self._idle_on_device(now)} | self._tiers.device_idle
+        return [*idle.values(), *self._wanted_latest_first(spare), *self._kept(spare)]
 
     def _kept(self, spare: Adapter | None) -> list[Adapter]:
         return [a for a in self._tiers.device_kept.values() if a is not spare]

@@ -138,6 +138,8 @@ class Residency:
         error = self._too_large(sequence, adapter)
         if error is None:
             adapter.used_at = now
+            if sequence.errand is None:
+                self._tiers.eviction.note_use(adapter, now)
             self._tiers.wait(sequence, adapter)
         return error
 

@@ -11,7 +11,7 @@ from adex_proto.adapter import Tier
 from adex_proto.errors import AdexError, Overloaded, ShuttingDown, SourceUnavailable, WorkerLost
 from adex_proto.outcome import Hello, StepOutcome, WorkerInfo
 from adex_proto.sampling import FinishReason, SamplingParams
-from adex_scheduler.core.admission import length_refusal, queue_refusal
+from adex_scheduler.core.admission import Pace, length_refusal, queue_refusal
 from adex_scheduler.core.batch import Batch
 from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.control import Control
@@ -32,6 +32,7 @@ from adex_scheduler.core.events import (
     WorkerReady,
 )
 from adex_scheduler.core.events import Control as ControlEvent
+from adex_scheduler.core.eviction import Eviction, LeastValued
 from adex_scheduler.core.fairness import Tenants
 from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Outbox, SendPlan
 from adex_scheduler.core.limits import Limits
@@ -39,26 +40,25 @@ from adex_scheduler.core.outcomes import apply_outcome
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.pool import PagePool
 from adex_scheduler.core.residency import Residency
+from adex_scheduler.core.reuse import ReuseRates
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.statistics import CoreStatistics, Counters, statistics_of
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
 
-# How much one finish moves the estimate of how often a place in the queue comes free.
-_FINISH_RATE_SMOOTHING = 0.1
-
 
 class SchedulerCore:
     """All decisions for one worker. The shell calls `handle` and reads; nobody else changes it."""
 
-    def __init__(self, info: WorkerInfo, limits: Limits) -> None:
+    def __init__(self, info: WorkerInfo, limits: Limits, eviction: Eviction | None = None) -> None:
         self.limits = limits
         self.tenants = Tenants(limits.tenants_max)
         self.counters = Counters()
         self.sequences: dict[int, Sequence] = {}
         self.connected = False
         self._out = Outbox()
-        self.tiers = Tiers(self.tenants, self._out)
+        eviction = eviction or LeastValued(ReuseRates(limits.aliases_max))
+        self.tiers = Tiers(self.tenants, eviction, self._out)
         self.residency = Residency(limits, self.tiers, self._out)
         self.control = Control(limits, self.residency, self.tiers, self._out)
         self.errands = Errands(limits, self.sequences, self.tenants, self.control)
@@ -66,8 +66,7 @@ class SchedulerCore:
         self._last_number = -1
         self._draining = False
         self._gone_at = 0.0
-        self._finished_at: float | None = None
-        self._seconds_per_finish = 0.0
+        self._pace = Pace()
         self._open(info, first_step=0)
 
     def _open(self, info: WorkerInfo, first_step: int) -> None:
@@ -191,7 +190,7 @@ class SchedulerCore:
             waiting=self.tenants.waiting,
             waiting_tenant=self.tenants.waiting_of(event.tenant),
             draining=self._draining,
-            seconds_per_finish=self._seconds_per_finish,
+            seconds_per_finish=self._pace.seconds_per_finish,
         )
         if error is not None:
             self.counters.refused[error.code] += 1
@@ -282,10 +281,7 @@ class SchedulerCore:
 
     def _count_finish(self, reason: FinishReason, now: float) -> None:
         self.counters.finished[reason.value] += 1
-        if self._finished_at is not None:
-            gap = now - self._finished_at
-            self._seconds_per_finish += _FINISH_RATE_SMOOTHING * (gap - self._seconds_per_finish)
-        self._finished_at = now
+        self._pace.note_finish(now)
 
     # Steps.
 

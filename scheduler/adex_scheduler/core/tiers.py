@@ -16,6 +16,7 @@ from adex_proto.plan import Evict, PageIn
 from adex_proto.plan import Stage as StageCommand
 from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.block_table import Blocks
+from adex_scheduler.core.eviction import Eviction
 from adex_scheduler.core.fairness import Line, Tenants
 from adex_scheduler.core.instructions import Disconnect, Outbox, Send
 from adex_scheduler.core.pool import PagePool
@@ -47,21 +48,23 @@ SOURCES = ("local", "hub", "s3", OTHER)
 class Tiers:
     """All versions one worker holds. Bytes count from the command that may make them exist."""
 
-    def __init__(self, tenants: Tenants, out: Outbox) -> None:
+    def __init__(self, tenants: Tenants, eviction: Eviction, out: Outbox) -> None:
         self.counters = AdapterCounters()
+        self.eviction = eviction
         self._tenants = tenants
         self._out = out
 
     def open(self, info: WorkerInfo, pool: PagePool, blocks: Blocks) -> None:
         """Begin anew with a worker that holds nothing."""
         self.info, self.pool, self.blocks = info, pool, blocks
+        self.eviction.clear()
         self.adapters: dict[str, Adapter] = {}
         self.ready = Line(self._tenants)
         self.to_fetch = {source: Line(self._tenants) for source in SOURCES}
         self.to_stage = Line(self._tenants)
         self.to_page_in = Line(self._tenants)
         self.lines = (self.ready, self.to_page_in, self.to_stage, *self.to_fetch.values())
-        # Each group is in the order in which its members fell idle: the first is the victim.
+        # Each group is in the order in which its members fell idle.
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
         self.device_pinned: OrderedDict[str, Adapter] = OrderedDict()
@@ -352,16 +355,18 @@ class Tiers:
         host_spare = on_device or (unused and residence is Residence.HOST)
         host_held = host_spare and adapter.host is HostCopy.HELD
         kept = adapter.kept is Tier.DEVICE
-        _include(self.device_idle, adapter, unpinned and not adapter.waiting and not kept)
+        if _include(self.device_idle, adapter, unpinned and not adapter.waiting and not kept):
+            self.eviction.enter(Tier.DEVICE, adapter)
         _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting) and not kept)
         _include(self.device_pinned, adapter, on_device and adapter.pins > 0 and not kept)
         _include(self.device_kept, adapter, unpinned and kept)
         _include(self.draining, adapter, known and residence is Residence.DRAINING)
-        _include(self.host_idle, adapter, host_held and adapter.kept is not Tier.HOST)
+        if _include(self.host_idle, adapter, host_held and adapter.kept is not Tier.HOST):
+            self.eviction.enter(Tier.HOST, adapter)
         _include(self.host_kept, adapter, host_held and adapter.kept is Tier.HOST)
-        _include(
-            self.disk_idle, adapter, unused and residence is Residence.DISK and not adapter.kept
-        )
+        on_disk = residence is Residence.DISK
+        if _include(self.disk_idle, adapter, unused and on_disk and not adapter.kept):
+            self.eviction.enter(Tier.DISK, adapter)
 
 
 _BELOW_DEVICE: Mapping[HostCopy, Residence] = {
@@ -371,11 +376,15 @@ _BELOW_DEVICE: Mapping[HostCopy, Residence] = {
 }
 
 
-def _include(group: OrderedDict[str, Adapter], adapter: Adapter, belongs: bool) -> None:
-    if belongs:
-        group.setdefault(adapter.digest, adapter)
-    else:
+def _include(group: OrderedDict[str, Adapter], adapter: Adapter, belongs: bool) -> bool:
+    """Let the group hold the adapter where it belongs there; whether it has come in now."""
+    if not belongs:
         group.pop(adapter.digest, None)
+        return False
+    if adapter.digest in group:
+        return False
+    group[adapter.digest] = adapter
+    return True
 
 
 def _overlap(victim: Adapter, claimant: Adapter | None) -> int:

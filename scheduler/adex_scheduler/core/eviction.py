@@ -1,0 +1,203 @@
+"""Which idle copy leaves first, in each tier: the order that paging asks for and nothing else.
+
+A copy is worth the seconds it is expected to save for each byte it takes: how often its adapter
+will be asked for, times what bringing it back would take, over its size. Values fall between an
+adapter's requests, and a copy's place in the order is only looked up when something must leave. So
+the order is a heap of values as they were when last looked at: one that has risen since is put back
+when it comes to the top, and those that have fallen are found by a hand that goes round the heap, a
+few places at each look. An eviction costs the same however many copies there are.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Protocol
+
+from adex_proto.adapter import Tier
+from adex_scheduler.core.adapters import Adapter, Residence
+from adex_scheduler.core.reuse import ReuseRates
+
+# Copies that one look offers: room on the device may take several that lie side by side.
+CANDIDATES = 32
+# Places of the heap that the hand visits at each look.
+SWEPT = 32
+# Copies that one look puts back because they have risen; the next look goes on from there.
+RISEN_MAX = 64
+# How long an answer may be given again.
+FRESH_S = 0.05
+# What a copy in host memory is worth beside one on the device, of what it would be worth alone.
+_UNDER_DEVICE_COPY = 0.5
+
+
+class Eviction(Protocol):
+    """The order in which idle copies leave. Its owner tells it of requests and of idle copies."""
+
+    def clear(self) -> None:
+        """No copy is held any more; what is known of adapters stays known."""
+        ...
+
+    def note_use(self, adapter: Adapter, now: float) -> None:
+        """A request for the adapter has come."""
+        ...
+
+    def enter(self, tier: Tier, adapter: Adapter) -> None:
+        """The adapter's copy in `tier` has fallen idle. When it is idle no more, nobody says so."""
+        ...
+
+    def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
+        """Some of the `idle` copies of a tier, all of them or CANDIDATES at most, in the order in
+        which they should leave; empty only where none is idle. `idle` has them in the order in
+        which they fell idle.
+        """
+        ...
+
+
+class LeastRecent:
+    """The longest idle leaves first."""
+
+    def clear(self) -> None:
+        """Nothing is remembered."""
+
+    def note_use(self, adapter: Adapter, now: float) -> None:
+        """The order of falling idle is all there is to know."""
+
+    def enter(self, tier: Tier, adapter: Adapter) -> None:
+        """`idle` is in this order already."""
+
+    def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
+        """The longest idle."""
+        return list(islice(idle.values(), CANDIDATES))
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCost:
+    """What bringing a copy back into a tier takes: seconds for any, and for each byte."""
+
+    fixed_s: float
+    bytes_per_s: float
+
+    def seconds(self, size: int) -> float:
+        """For a bundle of `size` bytes."""
+        return self.fixed_s + size / self.bytes_per_s
+
+
+FETCH_COSTS: Mapping[Tier, FetchCost] = {
+    Tier.DEVICE: FetchCost(0.0005, 20e9),
+    Tier.HOST: FetchCost(0.005, 3e9),
+    Tier.DISK: FetchCost(0.1, 1e9),
+}
+
+
+class LeastValued:
+    """The copy that is expected to save the fewest seconds per byte leaves first."""
+
+    def __init__(self, rates: ReuseRates) -> None:
+        self.rates = rates
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the copies; how often adapters are asked for stays known."""
+        self._orders = {tier: _Order(partial(self.value, tier)) for tier in FETCH_COSTS}
+
+    def note_use(self, adapter: Adapter, now: float) -> None:
+        """Count the request."""
+        self.rates.note(adapter.digest, now)
+
+    def enter(self, tier: Tier, adapter: Adapter) -> None:
+        """Let the copy have a place in its tier's order."""
+        self._orders[tier].enter(adapter)
+
+    def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
+        """The least valued first."""
+        return self._orders[tier].least(idle, now)
+
+    def value(self, tier: Tier, adapter: Adapter) -> float:
+        """Seconds per byte that keeping the copy is expected to save for each request to come."""
+        size = adapter.version.bundle_bytes
+        value = self.rates.share(adapter.digest) * FETCH_COSTS[tier].seconds(size) / size
+        if tier is Tier.HOST and adapter.residence is Residence.DEVICE:
+            # It saves something only once the copy on the device has gone.
+            value *= _UNDER_DEVICE_COPY
+        return value
+
+
+# (value, number of the entry, digest)
+_Entry = tuple[float, int, str]
+
+
+class _Order:
+    """The copies of one tier by value. Each has one valid entry; others are dropped when met."""
+
+    def __init__(self, value: Callable[[Adapter], float]) -> None:
+        self._value = value
+        self._heap: list[_Entry] = []
+        self._valid: dict[str, _Entry] = {}
+        self._numbers = 0
+        self._hand = 0
+        self._least: list[Adapter] = []
+        self._looked_at = float("-inf")
+
+    def enter(self, adapter: Adapter) -> None:
+        """See that the adapter's entry is not above its value."""
+        value = self._value(adapter)
+        entry = self._valid.get(adapter.digest)
+        if entry is None or value < entry[0]:
+            self._push(value, adapter.digest)
+
+    def least(self, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
+        """The least valued of `idle`, anew where the last answer is too old or used up."""
+        some = [adapter for adapter in self._least if idle.get(adapter.digest) is adapter]
+        enough = min(len(idle), CANDIDATES // 2)
+        if len(some) < enough or now - self._looked_at > FRESH_S:
+            self._sweep(idle)
+            some = self._least = self._look(idle)
+            self._looked_at = now
+        return some
+
+    def _look(self, idle: Mapping[str, Adapter]) -> list[Adapter]:
+        heap, valid = self._heap, self._valid
+        found: list[tuple[float, Adapter]] = []
+        risen = 0
+        while heap and len(found) < CANDIDATES:
+            entry = heappop(heap)
+            key, _, digest = entry
+            if valid.get(digest) is not entry:
+                continue
+            adapter = idle.get(digest)
+            if adapter is None:
+                del valid[digest]
+                continue
+            value = self._value(adapter)
+            if value > key and heap and value > heap[0][0] and risen < RISEN_MAX:
+                # It has risen since: it comes again in its place.
+                risen += 1
+                self._push(value, digest)
+            else:
+                found.append((value, adapter))
+        for value, adapter in found:
+            self._push(value, adapter.digest)
+        found.sort(key=lambda pair: pair[0])
+        return [adapter for _, adapter in found]
+
+    def _sweep(self, idle: Mapping[str, Adapter]) -> None:
+        """Look at the next places of the heap, and put where they belong those that have fallen."""
+        heap, valid = self._heap, self._valid
+        if len(heap) > 2 * len(idle) + 2 * CANDIDATES:
+            self._valid = valid = {digest: e for digest, e in valid.items() if digest in idle}
+            self._heap = heap = list(valid.values())
+            heapify(heap)
+        for _ in range(min(SWEPT, len(heap))):
+            self._hand = (self._hand + 1) % len(heap)
+            entry = heap[self._hand]
+            key, _, digest = entry
+            if valid.get(digest) is entry and (adapter := idle.get(digest)) is not None:
+                value = self._value(adapter)
+                if value < key:
+                    self._push(value, digest)
+
+    def _push(self, value: float, digest: str) -> None:
+        self._numbers += 1
+        entry = self._valid[digest] = (value, self._numbers, digest)
+        heappush(self._heap, entry)

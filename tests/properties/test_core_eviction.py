@@ -1,0 +1,148 @@
+"""Who leaves first: near enough the copy worth least, at a cost that does not follow the number."""
+
+from collections import OrderedDict
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adex_proto.adapter import AdapterVersion, Tier
+from adex_scheduler.core.adapters import Adapter
+from adex_scheduler.core.eviction import CANDIDATES, Eviction, LeastRecent, LeastValued
+from adex_scheduler.core.reuse import ReuseRates
+
+TIER = Tier.HOST
+SIZES = (20, 40, 80, 160)
+
+
+def adapter(index: int) -> Adapter:
+    return Adapter(AdapterVersion(f"a{index}", SIZES[index % len(SIZES)] * 10**6, 8, 4), pages=1)
+
+
+class Cache:
+    """Requests for adapters against a cache of `room` copies, all idle."""
+
+    def __init__(self, eviction: Eviction, count: int, room: int) -> None:
+        self.eviction = eviction
+        self.adapters = [adapter(index) for index in range(count)]
+        self.idle: OrderedDict[str, Adapter] = OrderedDict()
+        self.room = room
+        self.misses = 0
+
+    def ask(self, index: int, now: float) -> Adapter | None:
+        """Returns: who has left for it."""
+        asked = self.adapters[index]
+        self.eviction.note_use(asked, now)
+        if self.idle.pop(asked.digest, None) is None:
+            self.misses += 1
+        victim = None
+        if len(self.idle) >= self.room:
+            victim = self.eviction.first_to_leave(TIER, self.idle, now)[0]
+            del self.idle[victim.digest]
+        self.idle[asked.digest] = asked
+        self.eviction.enter(TIER, asked)
+        return victim
+
+
+class Counting(LeastValued):
+    """Counts how often a value is asked for."""
+
+    asked = 0
+
+    def value(self, tier: Tier, adapter: Adapter) -> float:
+        self.asked += 1
+        return super().value(tier, adapter)
+
+
+def skewed(chance: Random, count: int) -> int:
+    """Zipf's law, as near as matters here."""
+    return int(count ** chance.random()) - 1
+
+
+def regret(count: int, room: int, gap: float) -> float:
+    """What the victims were worth, over what the least worth at each moment was."""
+    chance = Random(1)
+    eviction = LeastValued(ReuseRates(10**6))
+    cache = Cache(eviction, count, room)
+    lost = least = 0.0
+    for number in range(3000):
+        idle = dict(cache.idle)
+        # Between the others a session: one adapter again and again for a while.
+        index = number // 200 * 13 % count if number % 7 == 0 else skewed(chance, count)
+        victim = cache.ask(index, number * gap)
+        if victim is not None and number > 1000:
+            idle.pop(cache.adapters[index].digest, None)
+            lost += eviction.value(TIER, victim)
+            least += min(eviction.value(TIER, one) for one in idle.values())
+    assert least > 0
+    return lost / least
+
+
+@pytest.mark.parametrize(
+    ("count", "room", "gap"), [(400, 20, 0.5), (400, 100, 0.05), (2000, 400, 0.05)]
+)
+def test_who_leaves_is_worth_hardly_more_than_the_least(count: int, room: int, gap: float) -> None:
+    assert regret(count, room, gap) < 1.15
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2), st.floats(0, 0.2)), max_size=200))
+def test_those_offered_are_idle_and_nobody_is_offered_twice(
+    happenings: list[tuple[int, int, float]],
+) -> None:
+    eviction = LeastValued(ReuseRates(100))
+    cache = Cache(eviction, 61, 61)
+    now = 0.0
+    for index, happening, gap in happenings:
+        now += gap
+        one = cache.adapters[index]
+        match happening:
+            case 0:
+                cache.ask(index, now)
+            case 1:
+                cache.idle.pop(one.digest, None)
+            case _:
+                offered = eviction.first_to_leave(TIER, cache.idle, now)
+                assert len(offered) == len({id(other) for other in offered})
+                assert all(cache.idle[other.digest] is other for other in offered)
+                assert min(len(cache.idle), CANDIDATES // 2) <= len(offered) <= CANDIDATES
+
+
+def misses(eviction: Eviction, popularity: str) -> int:
+    chance = Random(3)
+    cache = Cache(eviction, 500, 50)
+    for number in range(12_000):
+        index = skewed(chance, 500)
+        if popularity == "drift":
+            index = (index + number // 100) % 500
+        elif popularity == "sessions":
+            index = (number // 600 * 20 + chance.randrange(20)) * 7 % 500
+        cache.ask(index, number * 0.05)
+    return cache.misses
+
+
+@pytest.mark.parametrize(
+    ("popularity", "most"), [("fixed", 0.9), ("drift", 1.0), ("sessions", 1.05)]
+)
+def test_it_misses_less_than_the_longest_idle_rule_or_hardly_more(
+    popularity: str, most: float
+) -> None:
+    valued = misses(LeastValued(ReuseRates(1000)), popularity)
+    assert valued <= most * misses(LeastRecent(), popularity)
+
+
+def test_an_eviction_costs_the_same_however_many_copies_there_are() -> None:
+    def most_asked(count: int) -> int:
+        eviction = Counting(ReuseRates(10**6))
+        cache = Cache(eviction, count + 200, count)
+        for index in range(count):
+            cache.ask(index, 0.1 * index)
+        most = 0
+        for index in range(count, count + 200):
+            before = eviction.asked
+            cache.ask(index, 0.1 * (count + index))
+            most = max(most, eviction.asked - before)
+        return most
+
+    assert most_asked(5000) <= most_asked(200) + CANDIDATES
