@@ -33,9 +33,9 @@ def free_port() -> int:
         return port
 
 
-def started(model: Path, port: int) -> subprocess.Popen[str]:
+def started(model: Path, port: int, *more: str) -> subprocess.Popen[str]:
     arguments = ["--model-id", str(model), "--worker", f"unix://{model}/worker.sock"]
-    arguments += ["--port", str(port), "--grpc-port", "0", "--drain-seconds", "1"]
+    arguments += ["--port", str(port), "--grpc-port", "0", "--drain-seconds", "1", *more]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ADEX_")}
     return subprocess.Popen(
         [sys.executable, "-m", "adex_scheduler", *arguments],
@@ -45,21 +45,25 @@ def started(model: Path, port: int) -> subprocess.Popen[str]:
     )
 
 
+def listening(process: subprocess.Popen[str], url: str) -> None:
+    deadline = time.monotonic() + START_S_MAX
+    while True:
+        assert process.poll() is None
+        try:
+            httpx.get(f"{url}/health", timeout=2)
+            return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "it never listened"
+            time.sleep(0.05)
+
+
 @pytest.fixture
 def running(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
     process = started(model, port)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + START_S_MAX
-        while True:
-            assert process.poll() is None
-            try:
-                httpx.get(f"{url}/health", timeout=2)
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, "it never listened"
-                time.sleep(0.05)
+        listening(process, url)
         yield process, url
     finally:
         process.kill()
@@ -101,3 +105,27 @@ def test_a_model_without_a_tokenizer_ends_the_start_with_a_remedy(tmp_path: Path
     assert process.returncode == 2
     assert "has no tokenizer.json" in log
     assert "Traceback" not in log
+
+
+def test_a_process_told_so_writes_json_tells_vllms_names_and_traces_to_whoever_is_there(
+    model: Path,
+) -> None:
+    port = free_port()
+    told = ["--log-format", "json", "--metrics-compat", "vllm"]
+    process = started(model, port, *told, "--otlp-endpoint", f"http://127.0.0.1:{free_port()}")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        listening(process, url)
+        refused = httpx.post(f"{url}/generate", json={"inputs": "a secret"})
+        assert 'vllm:lora_requests_info{max_lora="0"' in httpx.get(f"{url}/metrics").text
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    [line] = [line for line in lines if line.get("request") == refused.headers["x-request-id"]]
+    assert line["message"] == "POST /generate 503 worker_lost"
+    assert len(line["trace"]) == 32
+    assert "secret" not in log

@@ -6,7 +6,8 @@ import pytest
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
-from adex_scheduler.config import parse_options, read_alias, read_aliases
+from adex_scheduler.config import METRICS_DIALECTS, parse_options, read_alias, read_aliases
+from adex_scheduler.metrics import DIALECTS
 
 MODEL = ["--model-id", "org/model"]
 
@@ -84,3 +85,48 @@ def test_a_workers_address_must_be_one() -> None:
 
 def test_the_grpc_door_may_stay_shut() -> None:
     assert parse_options([*MODEL, "--grpc-port", "off"], {}).grpc_port is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "endpoint"),
+    [
+        ([], {}, None),
+        (["--otlp-endpoint", "collector:4317"], {}, "http://collector:4317"),
+        (["--otlp-endpoint", "https://collector"], {}, "https://collector"),
+        ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317"}, "http://a:4317"),
+        (
+            [],
+            {"ADEX_OTLP_ENDPOINT": "http://b:1", "OTEL_EXPORTER_OTLP_ENDPOINT": "c"},
+            "http://b:1",
+        ),
+        (["--otlp-endpoint", "off"], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317"}, None),
+    ],
+)
+def test_traces_go_where_a_flag_or_the_standard_variables_say(
+    arguments: list[str], environment: dict[str, str], endpoint: str | None
+) -> None:
+    options = parse_options(["--model-id", "m", *arguments], environment)
+    assert options.otlp_endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "complaint"),
+    [
+        ("--otlp-endpoint", "ftp://a", "is no endpoint: write http://host:4317"),
+        ("--otlp-endpoint", "http://a:port", "is no endpoint"),
+        ("--metrics-compat", "vllm,sglang", "'sglang' is none of vllm, tgi, lorax, none"),
+        ("--log-format", "xml", "choose from"),
+    ],
+)
+def test_a_way_of_watching_that_is_not_known_is_refused_at_the_start(
+    flag: str, value: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_options(["--model-id", "m", flag, value], {})
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_dialects_of_metrics_are_those_there_are() -> None:
+    options = parse_options(["--model-id", "m", "--metrics-compat", "vllm,tgi,lorax,vllm"], {})
+    assert options.metrics_compat == tuple(DIALECTS) == METRICS_DIALECTS
