@@ -156,7 +156,7 @@ def _limits(options: SchedulerOptions) -> Limits:
 
 def _directory(options: SchedulerOptions) -> Directory:
     names = (*options.served_names, options.model_id, PurePath(options.model_id).name)
-    return Directory(tuple(dict.fromkeys(names)), options.aliases, options.adapter_source)
+    return Directory(tuple(dict.fromkeys(names)), dict(options.aliases), options.adapter_source)
 
 
 def _front_options(options: SchedulerOptions) -> FrontOptions:
@@ -173,6 +173,8 @@ def _front_options(options: SchedulerOptions) -> FrontOptions:
         new_tokens_default_max=options.new_tokens_default_max,
         total_tokens_max=options.total_tokens_max,
         adapter_roots=options.local_adapter_roots,
+        admin_key=options.admin_key,
+        open_admin=options.open_admin,
         started_at_s=int(time.time()),
     )
 

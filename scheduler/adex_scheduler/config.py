@@ -9,7 +9,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -49,6 +49,8 @@ class SchedulerOptions:
     new_tokens_default_max: int
     total_tokens_max: int
     body_bytes_max: int
+    admin_key: str = field(repr=False)
+    open_admin: bool
     drain_s: float
     metrics_compat: tuple[str, ...]
     otlp_endpoint: str | None
@@ -97,6 +99,8 @@ def parse_options(
         new_tokens_default_max=given.default_max_new_tokens,
         total_tokens_max=given.max_total_tokens or 0,
         body_bytes_max=given.max_body_bytes,
+        admin_key=_checked_key(given.admin_key),
+        open_admin=given.open_admin,
         drain_s=given.drain_seconds,
         metrics_compat=given.metrics_compat,
         otlp_endpoint=given.otlp_endpoint,
@@ -214,8 +218,22 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--max-total-tokens", "auto", "prompt and output of one sequence", **automatic)
     add("--max-body-bytes", "2000000", "bytes of one request", **count)
     add("--drain-seconds", "30", "how long running requests may finish", type=_argument(_seconds))
+    _add_operators(parser, add, env)
     _add_watching(add, env)
     return parser
+
+
+def _add_operators(
+    parser: argparse.ArgumentParser, add: Callable[..., None], env: Mapping[str, str]
+) -> None:
+    """The flags that say who may control adapters."""
+    add("--admin-key", "", "what operators prove themselves with; better given as ADEX_ADMIN_KEY")
+    parser.add_argument(
+        "--open-admin",
+        action="store_true",
+        default=_is_on(env.get("ADEX_OPEN_ADMIN", "")),
+        help="let every caller control adapters, without a key: for closed networks",
+    )
 
 
 def _add_watching(add: Callable[..., None], env: Mapping[str, str]) -> None:
@@ -240,6 +258,21 @@ def _add_watching(add: Callable[..., None], env: Mapping[str, str]) -> None:
     add("--log-format", "text", "lines for people or for machines", choices=("text", "json"))
     levels = ("debug", "info", "warning", "error")
     add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
+
+
+def _is_on(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on")
+
+
+def _checked_key(key: str) -> str:
+    """An admin key that a header can carry. Its error never quotes it."""
+    if any(not "!" <= character <= "~" for character in key):
+        raise ValidationError(
+            "the admin key holds what a header cannot carry",
+            field="admin_key",
+            remedy="Choose visible ASCII characters, without spaces",
+        )
+    return key
 
 
 def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:

@@ -229,7 +229,9 @@ class Control:
         self.hints.pop(event.key, None)
         if not known:
             error = AdapterNotFound(
-                "No adapter is loaded under that name", field="adapter_id", remedy="List them"
+                "No adapter is loaded under that name",
+                field="adapter_id",
+                remedy="See the list of adapters",
             )
             self.out.answers.append(Fail(event.number, error))
         elif adapter is None or adapter.names or not connected:

@@ -1,6 +1,7 @@
 """The closed set of facts the core can be told."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.outcome import AdapterEvent, Hello, StepOutcome
@@ -117,6 +118,17 @@ class Unload:
     number: int
     key: AdapterKey
     disk: bool = False
+
+
+class Action(Enum):
+    """What can be done with an adapter, as callers name it; PREFETCH is a Preload that hints."""
+
+    PRELOAD = "preload"
+    PREFETCH = "prefetch"
+    PIN = "pin"
+    UNPIN = "unpin"
+    RELOAD = "reload"
+    UNLOAD = "unload"
 
 
 Control = Preload | Pin | Unpin | Reload | Unload

@@ -1,6 +1,7 @@
 """The engine: requests in, pieces of text out, one core and one worker behind it."""
 
-from adex_scheduler.engine.control import Action, ControlRequest, Progress
+from adex_scheduler.core.events import Action
+from adex_scheduler.engine.control import ControlRequest, Progress
 from adex_scheduler.engine.journey import Journey, Move, MoveKind, Start
 from adex_scheduler.engine.recorder import Observer
 from adex_scheduler.engine.shell import Engine, Link

@@ -4,26 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import assert_never
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdexError
-from adex_scheduler.core.events import Control, Pin, Preload, Reload, Unload, Unpin
+from adex_scheduler.core.events import Action, Control, Pin, Preload, Reload, Unload, Unpin
 from adex_scheduler.core.instructions import Brought
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.engine.streams import fresh
-
-
-class Action(Enum):
-    """What to do with an adapter; see the events of the same names in `core.events`."""
-
-    PRELOAD = "preload"
-    PREFETCH = "prefetch"
-    PIN = "pin"
-    UNPIN = "unpin"
-    RELOAD = "reload"
-    UNLOAD = "unload"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost
 from adex_proto.outcome import Heartbeat, Hello, SampledToken, StepOutcome, WorkerInfo
 from adex_proto.plan import AdapterCommand, Fetch, StepPlan
 from adex_proto.sampling import FinishReason
-from adex_scheduler.core.adapters import AT_REST
 from adex_scheduler.core.events import (
     Arrived,
     Cancelled,
@@ -53,6 +52,7 @@ from adex_scheduler.engine.streams import (
     Stream,
     TokenTexts,
     fresh,
+    status_of,
 )
 from adex_scheduler.link.worker import LinkEvent, LinkLost
 
@@ -142,27 +142,17 @@ class Engine:
                 self._tell(Cancelled(stream.number))
 
     def adapters(self) -> list[AdapterStatus]:
-        """Every name that means a version now, the longest unused first."""
+        """Every name that means a version now, the longest unused first, and those pinned."""
         if self._core is None:
             return []
-        now = self._clock()
-        pins = self._core.control.pins
-        return [
-            AdapterStatus(
-                key=alias.key,
-                digest=adapter.digest,
-                tier=adapter.tier,
-                bundle_bytes=adapter.version.bundle_bytes,
-                rank_max=adapter.version.rank_max,
-                pins=adapter.pins,
-                last_used_s=max(now - adapter.used_at, 0.0),
-                moving=adapter.residence not in AT_REST,
-                waiting=len(adapter.waiting),
-                pinned=pinned.tier if (pinned := pins.get(alias.key)) else Tier.ABSENT,
-                pin_error=pinned.error.code if pinned and pinned.error else "",
-            )
-            for alias, adapter in self._core.residency.named_adapters()
-        ]
+        named = dict.fromkeys(alias.key for alias, _ in self._core.residency.named_adapters())
+        # A pin stands though its name may mean nothing now.
+        keys = named | dict.fromkeys(self._core.control.pins)
+        return [status for key in keys if (status := self.adapter(key)) is not None]
+
+    def adapter(self, key: AdapterKey) -> AdapterStatus | None:
+        """What is known of one name."""
+        return None if self._core is None else status_of(self._core, key, self._clock())
 
     def longest_wait_s(self) -> float:
         """How long the sequence has waited that has waited longest for its first step."""

@@ -9,6 +9,8 @@ from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdexError, error_of
 from adex_proto.outcome import SampledToken
 from adex_proto.sampling import FinishReason, SamplingParams
+from adex_scheduler.core.adapters import AT_REST
+from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.engine.journey import Journey
 from adex_scheduler.text.detokenize import Detokenizer, Vocabulary
 from adex_scheduler.text.stops import StopMatcher
@@ -74,6 +76,27 @@ class AdapterStatus:
     waiting: int = 0
     pinned: Tier = Tier.ABSENT
     pin_error: str = ""
+
+
+def status_of(core: SchedulerCore, key: AdapterKey, now: float) -> AdapterStatus | None:
+    """What the core knows of a name; None where it means nothing and is not pinned."""
+    alias, pinned = core.residency.names.get(key), core.control.pins.get(key)
+    adapter = core.tiers.adapters.get(alias.digest or "") if alias else None
+    if adapter is None and pinned is None:
+        return None
+    return AdapterStatus(
+        key=key,
+        digest=adapter.digest if adapter else "",
+        tier=adapter.tier if adapter else Tier.ABSENT,
+        bundle_bytes=adapter.version.bundle_bytes if adapter else 0,
+        rank_max=adapter.version.rank_max if adapter else 0,
+        pins=adapter.pins if adapter else 0,
+        last_used_s=max(now - adapter.used_at, 0.0) if adapter else 0.0,
+        moving=bool(adapter and adapter.residence not in AT_REST),
+        waiting=len(adapter.waiting) if adapter else 0,
+        pinned=pinned.tier if pinned else Tier.ABSENT,
+        pin_error=pinned.error.code if pinned and pinned.error else "",
+    )
 
 
 class Stream:

@@ -31,6 +31,7 @@ class AdapterCard:
     tier: str
     bundle_bytes: int | None = None
     rank: int | None = None
+    status: AdapterStatus | None = None
 
 
 def find_local_adapters(roots: Sequence[str]) -> tuple[str, ...]:
@@ -78,12 +79,17 @@ def known_adapters(
     roots: Sequence[str],
     paths: Sequence[str],
     statuses: Sequence[AdapterStatus],
+    own_tenant: str = "",
 ) -> list[AdapterCard]:
     """Each adapter once, by its alias if it has one: aliases first, then the others by name.
 
-    Names that belong to a credential are listed for nobody.
+    Names that belong to a credential are listed for its holder only, `own_tenant`.
     """
-    statuses = [status for status in statuses if not status.key.credentialed]
+    statuses = [
+        status
+        for status in statuses
+        if not status.key.credentialed or status.key.tenant == own_tenant
+    ]
     places = [Path(os.path.realpath(root)) for root in roots]
     met = {_identity(status.key, places): status for status in statuses}
     cards: dict[str, AdapterCard] = {}
@@ -91,24 +97,25 @@ def known_adapters(
     for alias, key in directory.aliases.items():
         identity = _identity(key, places)
         named.add(identity)
-        cards[alias] = _card(alias, key, met.get(identity))
+        cards[alias] = card_of(alias, key, met.get(identity))
     others: dict[str, AdapterCard] = {}
     for status in statuses:
         identity = _identity(status.key, places)
         if identity not in named:
             name = _name_of(status.key, places)
-            others.setdefault(name, _card(name, status.key, status))
+            others.setdefault(name, card_of(name, status.key, status))
             named.add(identity)
     for path in paths:
         if path not in named:
             key = AdapterKey("", "local", path)
             name = _name_of(key, places)
-            others.setdefault(name, _card(name, key, None))
+            others.setdefault(name, card_of(name, key, None))
     cards.update((name, others[name]) for name in sorted(others) if name not in cards)
     return list(cards.values())[:LISTED_MAX]
 
 
-def _card(name: str, key: AdapterKey, status: AdapterStatus | None) -> AdapterCard:
+def card_of(name: str, key: AdapterKey, status: AdapterStatus | None) -> AdapterCard:
+    """One adapter, with what is known of it."""
     if status is None:
         return AdapterCard(name, key.source, key.name, Tier.ABSENT.name.lower())
     return AdapterCard(
@@ -118,6 +125,7 @@ def _card(name: str, key: AdapterKey, status: AdapterStatus | None) -> AdapterCa
         status.tier.name.lower(),
         status.bundle_bytes or None,
         status.rank_max or None,
+        status,
     )
 
 

@@ -2,26 +2,36 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
-from adex_proto.adapter import AdapterKey
+from adex_proto.adapter import AdapterKey, credential_tenant
 from adex_scheduler.front.catalogue import AdapterCard, known_adapters
 from adex_scheduler.front.generation import total_tokens_max
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.tenants import Directory
+from adex_scheduler.front.tenants import Directory, tenant_of
 
 
 async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
     """Every adapter known, as /v1/models lists it."""
+    return [adapter_card(serving, card) for card in await known_cards(serving)]
+
+
+async def known_cards(
+    serving: Serving, credential: str | None = None, token: str = ""
+) -> list[AdapterCard]:
+    """Every adapter known, those of the caller's `token` included."""
+    own_tenant = credential_tenant(tenant_of(credential), token) if token else ""
     paths = await serving.local_adapters.paths()
     # Each name is looked up on the disk: thousands of them must not hold up the streams.
-    cards = await asyncio.to_thread(
+    return await asyncio.to_thread(
         known_adapters,
-        serving.directory,
+        # Names may be given and taken meanwhile.
+        replace(serving.directory, aliases=dict(serving.directory.aliases)),
         serving.options.adapter_roots,
         paths,
         serving.engine.adapters(),
+        own_tenant,
     )
-    return [adapter_card(serving, card) for card in cards]
 
 
 def public_names(directory: Directory, keys: Iterable[AdapterKey]) -> list[str]:

@@ -13,9 +13,11 @@ BODY_STATUSES = (400, 408, 413, 500)
 MEANINGS = {
     200: "What was asked for.",
     400: "The body is no JSON object, or on /v1 routes a field is wrong.",
+    401: "The admin key is missing or another.",
     403: "The adapter lies where this server or caller may not read.",
     404: "No such adapter.",
     408: "The body did not arrive in time.",
+    409: "Pins would keep more than their share.",
     413: "The body is too large.",
     422: "A field is wrong, or the adapter cannot be served.",
     424: "The step that computed the text failed for it.",
@@ -48,11 +50,13 @@ class Operation:
     streams: bool = False
     plain: str = ""
     statuses: tuple[int, ...] = ()
+    query: tuple[tuple[str, str], ...] = ()
+    """Parameters of the address, each with what it is for."""
 
     @property
     def computes(self) -> bool:
         """Whether it takes a place among the requests under way."""
-        return self.method == "POST"
+        return self.method in ("POST", "DELETE")
 
 
 def document(
@@ -69,6 +73,7 @@ def document(
     schemas: Json = {name: table.schema(limits) for name, table in sorted(tables.items())}
     schemas["TgiError"] = TGI_ERROR
     schemas["OpenAiError"] = OPENAI_ERROR
+    schemas["VllmError"] = VLLM_ERROR
     return {
         "openapi": "3.1.0",
         "info": {
@@ -93,10 +98,14 @@ def _operation(operation: Operation) -> Json:
         schema = _one_of([_reference(table.name) for table in operation.bodies])
         content: Json = {"application/json": {"schema": schema}}
         described["requestBody"] = {"required": True, "content": content}
+    parameters: list[Json] = [
+        {"name": name, "in": "query", "description": about, "schema": {"type": "string"}}
+        for name, about in operation.query
+    ]
     if "{" in operation.path:
-        described["parameters"] = [
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+        parameters.append({"name": "name", "in": "path", "required": True, "schema": TEXT})
+    if parameters:
+        described["parameters"] = parameters
     return described
 
 
@@ -112,7 +121,7 @@ def _responses(operation: Operation) -> Json:
     family = family_of(operation.path)
     statuses = set(operation.statuses)
     if operation.bodies:
-        families = Family if family is None else (family,)
+        families = (Family.TGI, Family.OPENAI) if family is None else (family,)
         statuses.update(BODY_STATUSES)
         statuses.update(
             status_of(error("x"), each) for error in ERRORS_BY_CODE.values() for each in families
@@ -126,6 +135,7 @@ def _error_response(status: int, family: Family | None) -> Json:
     names = {
         Family.TGI: ["TgiError"],
         Family.OPENAI: ["OpenAiError"],
+        Family.VLLM: ["VllmError"],
         None: ["TgiError", "OpenAiError"],
     }[family]
     schema = _one_of([_reference(name) for name in names])
@@ -173,6 +183,18 @@ OPENAI_ERROR = shape(
     {
         "error": shape(
             {"message": TEXT, "type": TEXT, "param": nullable(TEXT), "code": nullable(TEXT)}
+        )
+    }
+)
+VLLM_ERROR = shape(
+    {
+        "error": shape(
+            {
+                "message": TEXT,
+                "type": TEXT,
+                "param": nullable(TEXT),
+                "code": {"type": "integer", "minimum": 400, "maximum": 599},
+            }
         )
     }
 )

@@ -5,8 +5,16 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 from urllib.parse import quote
 
+from adex_proto.adapter import AdapterKey
 from adex_proto.outcome import WorkerInfo
-from adex_scheduler.engine import AdapterStatus, EngineRequest, Journey, Piece
+from adex_scheduler.engine import (
+    AdapterStatus,
+    ControlRequest,
+    EngineRequest,
+    Journey,
+    Piece,
+    Progress,
+)
 from adex_scheduler.front.catalogue import LocalAdapters
 from adex_scheduler.front.fields import RequestLimits
 from adex_scheduler.front.gate import Gate
@@ -38,6 +46,17 @@ class TextEngine(Protocol):
 
     def adapters(self) -> Sequence[AdapterStatus]:
         """The adapters the scheduler knows of, with their tiers."""
+        ...
+
+    def adapter(self, key: AdapterKey) -> AdapterStatus | None:
+        """One of them, None where nothing is known of it."""
+        ...
+
+    def control(self, request: ControlRequest) -> AsyncGenerator[Progress, None]:
+        """What becomes of a request about an adapter, `done` at last. Raises AdexError.
+
+        Closing it gives a preload up; what else was asked goes on.
+        """
         ...
 
 
@@ -148,6 +167,9 @@ class FrontOptions:
     keep_alive_s: float = 15.0
     unread_s_max: float = 60.0
     adapter_roots: tuple[str, ...] = ()
+    admin_key: str = field(default="", repr=False)
+    """What proves an operator; "" lets nobody control adapters, unless `open_admin` lets all."""
+    open_admin: bool = False
     started_at_s: int = 0
 
 

@@ -140,3 +140,27 @@ _CARD: Json = {
 MODEL = shape(_CARD, {"source": TEXT, "tier": TEXT, "bytes": MAYBE_COUNT, "rank": MAYBE_COUNT})
 MODELS = shape({"object": {"const": "list"}, "data": several(MODEL)})
 DESCRIPTION: Json = {"type": "object", "required": ["openapi", "paths"]}
+
+# Adapters and the control of them.
+_TIER: Json = {"enum": ["absent", "disk", "host", "device"]}
+ADAPTER = shape(
+    {
+        "id": TEXT,
+        "object": {"const": "adapter"},
+        "source": TEXT,
+        "root": TEXT,
+        "parent": TEXT,
+        "tier": _TIER,
+        "bytes": MAYBE_COUNT,
+        "rank": MAYBE_COUNT,
+        "digest": MAYBE_TEXT,
+        "moving": FLAG,
+        "pins": COUNT,
+        "waiting": COUNT,
+        "pinned": nullable({"enum": ["host", "device"]}),
+        "pin_error": MAYBE_TEXT,
+        "last_used_s": nullable({"type": "number", "minimum": 0}),
+    }
+)
+ADAPTERS = shape({"object": {"const": "list"}, "data": several(ADAPTER)})
+RUNTIME_NAMES = shape({"adapters": several(shape({"name": TEXT, "src": TEXT}))})

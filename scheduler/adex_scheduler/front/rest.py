@@ -89,8 +89,9 @@ async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.
         return await handler(request)
     except AdexError as error:
         visit.code = error.code
-        if visit.family is Family.OPENAI and error.field == "adapter_id":
-            # These routes name the adapter in `model`.
+        names_model = not visit.endpoint.startswith("/v1/adapters/")
+        if visit.family is Family.OPENAI and names_model and error.field == "adapter_id":
+            # OpenAI's routes name the adapter in `model`.
             error.field = "model"
         status = status_of(error, visit.family)
         if isinstance(error, ServerError):

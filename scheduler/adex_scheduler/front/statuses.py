@@ -16,7 +16,8 @@
     protocol, anything else     500           500
 
 TGI routes answer {"error": text, "error_type": code}, /v1 routes {"error": {"message", "type",
-"param", "code"}}; `code` is the error's own stable code in both. Where the failing field is known,
+"param", "code"}}; `code` is the error's own stable code in both, but the status on vLLM's runtime
+routes. Where the failing field is known,
 TGI bodies carry it as "field".
 """
 
@@ -40,6 +41,13 @@ from adex_proto.errors import (
 from adex_scheduler.front.body import MalformedBodyError
 
 RETRY_AFTER_DEFAULT_S = 1.0
+# The routes by which adapters are named while the server runs.
+RUNTIME_PATHS = (
+    "/adapters",
+    "/v1/load_lora_adapter",
+    "/v1/lora_adapter/",
+    "/v1/unload_lora_adapter",
+)
 
 
 class Family(Enum):
@@ -47,18 +55,22 @@ class Family(Enum):
 
     TGI = "tgi"
     OPENAI = "openai"
+    VLLM = "vllm"
+    """Those of vLLM's runtime routes, where an error's `code` is the status."""
 
 
 def family_of(path: str) -> Family | None:
     """Whose shapes the route at `path` answers in; None where the body decides."""
     if path == "/invocations":
         return None
+    if path.startswith(RUNTIME_PATHS):
+        return Family.VLLM
     return Family.OPENAI if path.startswith(("/v1/", "/detokenize")) else Family.TGI
 
 
 def status_of(error: AdexError, family: Family) -> int:
     """The HTTP status of an error; see the table above."""
-    openai = family is Family.OPENAI
+    openai = family is not Family.TGI
     match error:
         case MalformedBodyError():
             return 400
@@ -93,6 +105,8 @@ def body_of(error: AdexError, family: Family) -> dict[str, object]:
                 "code": error.code,
             }
         }
+    if family is Family.VLLM:
+        return _vllm_body(str(error), _vllm_type(error), status_of(error, family))
     text = str(error)
     if isinstance(error, ValidationError) and not isinstance(error, MalformedBodyError):
         text = f"Input validation error: {text}"
@@ -117,7 +131,29 @@ def plain_body(message: str, code: str, status: int, family: Family) -> dict[str
     if family is Family.OPENAI:
         kind = _openai_type(status)
         return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    if family is Family.VLLM:
+        return _vllm_body(message, "BadRequestError", status)
     return {"error": message, "error_type": code}
+
+
+def _vllm_body(message: str, kind: str, status: int) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def _vllm_type(error: AdexError) -> str:
+    match error:
+        case AdapterNotFound():
+            return "NotFoundError"
+        case Unauthorized():
+            return "Unauthorized"
+        case ValidationError():
+            return "InvalidUserInput"
+        case CallerError():
+            return "BadRequestError"
+        case CapacityError():
+            return "ServiceUnavailableError"
+        case _:
+            return "InternalServerError"
 
 
 def _openai_type(status: int) -> str:

@@ -4,7 +4,6 @@ Everyone is one tenant here ("" : everyone), except that a name asked for with a
 source belongs to the holders of that credential. All names go through this module.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from adex_proto.adapter import AdapterKey, credential_tenant
@@ -32,11 +31,12 @@ class Directory:
     """The names this server answers to.
 
     `base_names` are the base model's; the first is the one replies carry. `aliases` are public
-    adapter names set by the operator. Any other name is taken as the adapter's own id.
+    adapter names set by the operator, at the start or since. Any other name is taken as the
+    adapter's own id.
     """
 
     base_names: tuple[str, ...]
-    aliases: Mapping[str, AdapterKey] = field(default_factory=dict[str, AdapterKey])
+    aliases: dict[str, AdapterKey] = field(default_factory=dict[str, AdapterKey])
     default_source: str = "local"
 
     @property

@@ -12,11 +12,19 @@ from aiohttp import web
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from adex_proto.adapter import AdapterKey, Tier
+from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLost
 from adex_proto.outcome import SampledToken, WorkerInfo
 from adex_proto.sampling import FinishReason
-from adex_scheduler.engine import AdapterStatus, Engine, EngineRequest, Journey, Piece
+from adex_scheduler.engine import (
+    AdapterStatus,
+    ControlRequest,
+    Engine,
+    EngineRequest,
+    Journey,
+    Piece,
+    Progress,
+)
 from adex_scheduler.front.listener import runner_of
 from adex_scheduler.front.listing import public_names
 from adex_scheduler.front.ports import FrontOptions, Serving, Traces
@@ -150,6 +158,14 @@ class ScriptedEngine:
         place = request.request_id.partition("-")[2] or "0"
         return self.logprobs.get(int(place), -0.5)
 
+    async def control(self, request: ControlRequest) -> AsyncGenerator[Progress, None]:
+        if request.key.name == "missing":
+            raise AdapterNotFound(f"no adapter {request.key.name!r}", field="adapter_id")
+        yield Progress("d" * 64, Tier.DEVICE, done=True)
+
+    def adapter(self, key: AdapterKey) -> AdapterStatus | None:
+        return next((status for status in self.adapters() if status.key == key), None)
+
     def adapters(self) -> list[AdapterStatus]:
         key = AdapterKey("", "local", "tone")
         return [AdapterStatus(key, "d" * 64, Tier.DEVICE, 4096, 8, 0, 1.0)]
@@ -241,11 +257,18 @@ class Live:
     rpc_address: str
     worker: FakeWorker
     engine: Engine
+    link: FakeLink
+
+    def publish(self, name: str, size: int = 300, *, digest: str = "", tenant: str = "") -> None:
+        """Let a source have an adapter: the hub one of a tenant's own, else the local folders."""
+        source = "hub" if tenant else "local"
+        version = AdapterVersion(digest or f"digest-of-{name}", size, 8, 4)
+        self.worker.published[AdapterKey(tenant, source, name)] = version
 
 
 @asynccontextmanager
 async def _live(
-    *, dialects: tuple[str, ...] = (), traces: Traces | None = None
+    *, dialects: tuple[str, ...] = (), traces: Traces | None = None, **changes: object
 ) -> AsyncIterator[Live]:
     worker = FakeWorker(worker_info(vocabulary=320))
     directory = Directory(("base",))
@@ -265,8 +288,9 @@ async def _live(
         dialects=dialects,
         model_name="base",
     )
-    engine = Engine(FakeLink(worker), tokenizer(), observer=metrics)
-    options = FrontOptions(model_id="base", version="0")
+    link = FakeLink(worker)
+    engine = Engine(link, tokenizer(), observer=metrics)
+    options = FrontOptions(model_id="base", version="0", **changes)  # type: ignore[arg-type]
     serving = Serving.over(engine, tokenizer(), directory, metrics, options, traces)
     runner = runner_of(serving, close_s_max=5.0)
     await runner.setup()
@@ -277,7 +301,7 @@ async def _live(
     try:
         await engine.wait_ready()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield Live(url, f"127.0.0.1:{rpc_port}", worker, engine)
+        yield Live(url, f"127.0.0.1:{rpc_port}", worker, engine, link)
     finally:
         await rpc.stop(1.0)
         await runner.cleanup()
