@@ -1,11 +1,11 @@
-"""Dataclass <-> protobuf of the worker's wire, both ways; the only module that knows both forms.
+"""Dataclass <-> protobuf of the worker's wire, both ways; only codecs know both forms.
 
 Encoding assumes valid dataclasses. Decoding trusts nobody: a message without its kind, with an
 unknown enum value or with values its dataclass refuses raises ProtocolViolation.
 """
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import AdexError, ProtocolViolation, ValidationError, error_of
+from adex_proto.errors import AdexError, ProtocolViolation, error_of
 from adex_proto.outcome import (
     AdapterEvent,
     Evicted,
@@ -31,7 +31,7 @@ from adex_proto.plan import (
     Stage,
     StepPlan,
 )
-from adex_proto.sampling import SamplingParams
+from adex_proto.sampling_codec import sampling_from_wire, sampling_to_wire
 from adex_proto.v1 import worker_pb2 as pb
 
 Down = StepPlan | AdapterCommand
@@ -41,6 +41,7 @@ ToWorkerMessage = pb.ToWorker
 FromWorkerMessage = pb.FromWorker
 WorkerInfoMessage = pb.WorkerInfo
 GetInfoRequestMessage = pb.GetInfoRequest
+PrepareGrammarReplyMessage = pb.PrepareGrammarReply
 
 WORKER_SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Worker"].full_name
 
@@ -128,7 +129,7 @@ def _arrived_to_wire(new: NewSequence) -> pb.NewSequence:
         token_ids=new.token_ids,
         output_start=new.output_start,
         slot=new.slot,
-        sampling=_sampling_to_wire(new.sampling),
+        sampling=sampling_to_wire(new.sampling),
     )
 
 
@@ -138,52 +139,8 @@ def _arrived_from_wire(new: pb.NewSequence) -> NewSequence:
         token_ids=tuple(new.token_ids),
         output_start=new.output_start,
         slot=new.slot,
-        sampling=_sampling_from_wire(new.sampling),
+        sampling=sampling_from_wire(new.sampling),
     )
-
-
-def _sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
-    return pb.SamplingParams(
-        max_new_tokens=sampling.max_new_tokens,
-        min_new_tokens=sampling.min_new_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        typical_p=sampling.typical_p,
-        repetition_penalty=sampling.repetition_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        logit_bias=[pb.LogitBias(token_id=t, bias=bias) for t, bias in sampling.logit_bias],
-        seed=sampling.seed,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-    )
-
-
-def _sampling_from_wire(sampling: pb.SamplingParams) -> SamplingParams:
-    try:
-        return SamplingParams(
-            max_new_tokens=sampling.max_new_tokens,
-            min_new_tokens=sampling.min_new_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            typical_p=sampling.typical_p,
-            repetition_penalty=sampling.repetition_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            presence_penalty=sampling.presence_penalty,
-            logit_bias=tuple((item.token_id, item.bias) for item in sampling.logit_bias),
-            seed=sampling.seed,
-            stop_token_ids=tuple(sampling.stop_token_ids),
-            ignore_eos=sampling.ignore_eos,
-            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
-        )
-    except ValidationError as error:
-        # The front has checked what callers send, so a bad value here is not the caller's fault.
-        raise ProtocolViolation(f"sampling on the wire: {error.message}") from error
 
 
 # Up: hello, outcomes, adapter events, heartbeats.
@@ -285,6 +242,14 @@ def decode_info(info: pb.WorkerInfo) -> WorkerInfo:
         step_sequences_max=info.step_sequences_max,
         eos_token_ids=tuple(info.eos_token_ids),
     )
+
+
+def encode_grammar_reply(error: AdexError | None) -> pb.PrepareGrammarReply:
+    return pb.PrepareGrammarReply(error=None if error is None else _error_to_wire(error))
+
+
+def decode_grammar_reply(reply: pb.PrepareGrammarReply) -> AdexError | None:
+    return _error_from_wire(reply.error) if reply.HasField("error") else None
 
 
 def _outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:

@@ -28,11 +28,21 @@ def body_of_request(message: pb.GenerateRequest) -> dict[str, object]:
         if name == "logit_bias":
             biases = cast("Mapping[int, float]", value)
             parameters[name] = {str(token_id): bias for token_id, bias in biases.items()}
+        elif name == "grammar":
+            parameters[name] = _grammar(cast("pb.TextGrammar", value))
         elif name in _REPEATED:
             parameters[name] = list(cast("Sequence[object]", value))
         else:
             parameters[name] = value
     return {"inputs": message.inputs, "parameters": parameters}
+
+
+def _grammar(grammar: pb.TextGrammar) -> dict[str, object]:
+    """As the field `grammar` of /generate writes it."""
+    kind = grammar.WhichOneof("kind")
+    if kind == "choice":
+        return {"type": kind, "value": list(grammar.choice.texts)}
+    return {"type": kind, "value": None if kind is None else getattr(grammar, kind)}
 
 
 def reply_message(reply: Mapping[str, Any]) -> pb.GenerateReply:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from adex_proto.errors import ValidationError
+from adex_proto.grammar import Grammar
 
 TOP_LOGPROBS_MAX = 20
 LOGIT_BIAS_MAX = 300
@@ -62,7 +63,7 @@ class SamplingParams:
     the token drawn at each position is a function of it, the position and the logits alone.
     `logprobs` None reports none; n reports the chosen token's and the n most probable ones'.
     `stop_token_ids` end the sequence besides the model's own end tokens, which `ignore_eos`
-    disables.
+    disables. A text under a `grammar` ends where the grammar lets it, by one of those end tokens.
     """
 
     max_new_tokens: int
@@ -80,6 +81,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in RANGES.items():
@@ -91,6 +93,13 @@ class SamplingParams:
             _within("logit_bias", bias, BIAS_RANGE)
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, Range(0, TOP_LOGPROBS_MAX))
+        if self.grammar is not None and self.ignore_eos:
+            raise ValidationError(
+                "`ignore_eos` and a grammar exclude each other: where the grammar is complete,"
+                " nothing but an end token may follow",
+                field="ignore_eos",
+                remedy="Leave it out",
+            )
 
 
 def _within(field: str, value: float, allowed: Range) -> None:

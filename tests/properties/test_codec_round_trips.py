@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from adex_proto import codec
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import ERRORS_BY_CODE, AdexError, ProtocolViolation, error_of
+from adex_proto.grammar import Grammar, GrammarKind
 from adex_proto.outcome import (
     Evicted,
     Fetched,
@@ -48,9 +49,17 @@ def some(low: float, high: float, **options: bool) -> st.SearchStrategy[float]:
     return st.floats(low, high, **options)  # type: ignore[arg-type]
 
 
+GRAMMARS = st.builds(
+    Grammar,
+    st.sampled_from(GrammarKind),
+    st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20),
+)
+
+
 @st.composite
 def samplings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> SamplingParams:
     most = draw(st.integers(1, COUNT_MAX))
+    grammar = draw(st.none() | GRAMMARS)
     return SamplingParams(
         max_new_tokens=most,
         min_new_tokens=draw(st.integers(0, most)),
@@ -65,8 +74,9 @@ def samplings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> SamplingParams:
         logit_bias=draw(many(st.tuples(INT32, some(-100, 100)))),
         seed=draw(st.integers(0, SEED_MAX)),
         stop_token_ids=draw(many(INT32)),
-        ignore_eos=draw(st.booleans()),
+        ignore_eos=grammar is None and draw(st.booleans()),
         logprobs=draw(st.none() | st.integers(0, TOP_LOGPROBS_MAX)),
+        grammar=grammar,
     )
 
 

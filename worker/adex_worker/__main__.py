@@ -62,6 +62,8 @@ async def _serve(options: WorkerOptions) -> int:
         await server.stop(_STOP_S_MAX)
         if worker is not None:
             worker.parts.pools.close()
+            if worker.parts.grammars is not None:
+                worker.parts.grammars.close()
             if not worker.parts.steps.stop(wait_s=1.0):
                 # Nothing can end a thread from outside; the process need not wait for it.
                 _LOG.error("a step does not end; leaving without it")

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import get_token
 from torch import Tensor
 
-from adex_proto.errors import ValidationError
+from adex_proto.errors import AdexError, ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_worker import native
 from adex_worker.adapters.arena import Arena, kv_page_bytes
@@ -27,10 +27,12 @@ from adex_worker.adapters.sources.source import Source
 from adex_worker.adapters.store import AdapterStore
 from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype
 from adex_worker.config import SLOTS_MAX, WorkerOptions
+from adex_worker.grammar.compiler import GrammarCompiler
 from adex_worker.metrics import Sources
 from adex_worker.model.decoder import Decoder, ModelWeights
 from adex_worker.model.source import ModelSource
 from adex_worker.model.weights import load_model
+from adex_worker.run.constraints import ConstraintTable
 from adex_worker.run.runner import Runner
 from adex_worker.run.steps import StepThread
 from adex_worker.service.commands import CommandPools
@@ -90,7 +92,9 @@ def assemble(options: WorkerOptions) -> Worker:
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
     )
-    runner = Runner(decoder, kv, arena, store.slots, info)
+    grammars = _grammars(options, info)
+    constraints = None if grammars is None else ConstraintTable(grammars)
+    runner = Runner(decoder, kv, arena, store.slots, info, constraints)
     steps = StepThread(runner)
     steps.start()
     # The model is here to stay: collecting garbage need not look at it again.
@@ -98,7 +102,7 @@ def assemble(options: WorkerOptions) -> Worker:
     gc.freeze()
     pools = CommandPools(store)
     return Worker(
-        parts=WorkerParts(info, steps, pools),
+        parts=WorkerParts(info, steps, pools, grammars),
         sources=Sources(info, runner.statistics, lambda: arena.adapter_pages, pools.statistics),
         description=(
             f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
@@ -108,6 +112,16 @@ def assemble(options: WorkerOptions) -> Worker:
             f" loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )
+
+
+def _grammars(options: WorkerOptions, info: WorkerInfo) -> GrammarCompiler | None:
+    """What compiles grammars for this model, where it has a tokenizer to compile them for."""
+    try:
+        path = ModelSource(options.model_id, options.revision).file("tokenizer.json")
+    except AdexError as error:
+        _LOG.warning("texts cannot be constrained: %s", error)
+        return None
+    return None if path is None else GrammarCompiler(path, info.vocabulary, info.eos_token_ids)
 
 
 def _remote_sources(options: WorkerOptions) -> dict[str, Source]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x64\x65x_proto/v1/generate.proto\x12\x07\x61\x64\x65x.v1\"R\n\x0fGenerateRequest\x12\x0e\n\x06inputs\x18\x01 \x01(\t\x12/\n\nparameters\x18\x02 \x01(\x0b\x32\x1b.adex.v1.GenerateParameters\"\xac\x08\n\x12GenerateParameters\x12\x17\n\nadapter_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0e\x61\x64\x61pter_source\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tapi_token\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\x03\x12\x1d\n\x10ignore_eos_token\x18\x08 \x01(\x08H\x05\x88\x01\x01\x12\x16\n\tdo_sample\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x18\n\x0btemperature\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x12\n\x05top_k\x18\x0b \x01(\x03H\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0c \x01(\x01H\t\x88\x01\x01\x12\x12\n\x05min_p\x18\r \x01(\x01H\n\x88\x01\x01\x12\x16\n\ttypical_p\x18\x0e \x01(\x01H\x0b\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0f \x01(\x01H\x0c\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x10 \x01(\x01H\r\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x11 \x01(\x01H\x0e\x88\x01\x01\x12>\n\nlogit_bias\x18\x12 \x03(\x0b\x32*.adex.v1.GenerateParameters.LogitBiasEntry\x12\x11\n\x04seed\x18\x13 \x01(\x04H\x0f\x88\x01\x01\x12\x15\n\x08truncate\x18\x14 \x01(\x03H\x10\x88\x01\x01\x12\x1d\n\x10return_full_text\x18\x15 \x01(\x08H\x11\x88\x01\x01\x12\x14\n\x07\x64\x65tails\x18\x16 \x01(\x08H\x12\x88\x01\x01\x12\x19\n\x0ctop_n_tokens\x18\x17 \x01(\x03H\x13\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x18 \x01(\x08H\x14\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_adapter_idB\x11\n\x0f_adapter_sourceB\x0c\n\n_api_tokenB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\x13\n\x11_ignore_eos_tokenB\x0c\n\n_do_sampleB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x0c\n\n_typical_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0b\n\t_truncateB\x13\n\x11_return_full_textB\n\n\x08_detailsB\x0f\n\r_top_n_tokensB\x16\n\x14_skip_special_tokens\"c\n\rGenerateReply\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12.\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x18.adex.v1.GenerateDetailsH\x00\x88\x01\x01\x42\n\n\x08_details\"\xbd\x01\n\x0fGenerateDetails\x12\x34\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1d.adex.v1.GenerateFinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\'\n\x06tokens\x18\x05 \x03(\x0b\x32\x17.adex.v1.GeneratedTokenB\x07\n\x05_seed\"}\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x0f\n\x07special\x18\x04 \x01(\x08\x12/\n\x0c\x61lternatives\x18\x05 \x03(\x0b\x32\x19.adex.v1.TokenAlternative\"=\n\x10TokenAlternative\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"\xb2\x01\n\rGenerateEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12&\n\x05token\x18\x02 \x01(\x0b\x32\x17.adex.v1.GeneratedToken\x12\x1b\n\x0egenerated_text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12.\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x18.adex.v1.GenerateDetailsH\x01\x88\x01\x01\x42\x11\n\x0f_generated_textB\n\n\x08_details\"\x15\n\x13ListAdaptersRequest\"=\n\x11ListAdaptersReply\x12(\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x16.adex.v1.ListedAdapter\"\x93\x01\n\rListedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06_bytesB\x07\n\x05_rank*\xb1\x01\n\x14GenerateFinishReason\x12&\n\"GENERATE_FINISH_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dGENERATE_FINISH_REASON_LENGTH\x10\x01\x12$\n GENERATE_FINISH_REASON_EOS_TOKEN\x10\x02\x12(\n$GENERATE_FINISH_REASON_STOP_SEQUENCE\x10\x03\x32\xda\x01\n\nGeneration\x12<\n\x08Generate\x12\x18.adex.v1.GenerateRequest\x1a\x16.adex.v1.GenerateReply\x12\x44\n\x0eGenerateStream\x12\x18.adex.v1.GenerateRequest\x1a\x16.adex.v1.GenerateEvent0\x01\x12H\n\x0cListAdapters\x12\x1c.adex.v1.ListAdaptersRequest\x1a\x1a.adex.v1.ListAdaptersReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x64\x65x_proto/v1/generate.proto\x12\x07\x61\x64\x65x.v1\"R\n\x0fGenerateRequest\x12\x0e\n\x06inputs\x18\x01 \x01(\t\x12/\n\nparameters\x18\x02 \x01(\x0b\x32\x1b.adex.v1.GenerateParameters\"\xd3\x08\n\x12GenerateParameters\x12\x17\n\nadapter_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0e\x61\x64\x61pter_source\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tapi_token\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\x03\x12\x1d\n\x10ignore_eos_token\x18\x08 \x01(\x08H\x05\x88\x01\x01\x12\x16\n\tdo_sample\x18\t \x01(\x08H\x06\x88\x01\x01\x12\x18\n\x0btemperature\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x12\n\x05top_k\x18\x0b \x01(\x03H\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0c \x01(\x01H\t\x88\x01\x01\x12\x12\n\x05min_p\x18\r \x01(\x01H\n\x88\x01\x01\x12\x16\n\ttypical_p\x18\x0e \x01(\x01H\x0b\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0f \x01(\x01H\x0c\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x10 \x01(\x01H\r\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x11 \x01(\x01H\x0e\x88\x01\x01\x12>\n\nlogit_bias\x18\x12 \x03(\x0b\x32*.adex.v1.GenerateParameters.LogitBiasEntry\x12\x11\n\x04seed\x18\x13 \x01(\x04H\x0f\x88\x01\x01\x12\x15\n\x08truncate\x18\x14 \x01(\x03H\x10\x88\x01\x01\x12\x1d\n\x10return_full_text\x18\x15 \x01(\x08H\x11\x88\x01\x01\x12\x14\n\x07\x64\x65tails\x18\x16 \x01(\x08H\x12\x88\x01\x01\x12\x19\n\x0ctop_n_tokens\x18\x17 \x01(\x03H\x13\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x18 \x01(\x08H\x14\x88\x01\x01\x12%\n\x07grammar\x18\x19 \x01(\x0b\x32\x14.adex.v1.TextGrammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_adapter_idB\x11\n\x0f_adapter_sourceB\x0c\n\n_api_tokenB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokensB\x13\n\x11_ignore_eos_tokenB\x0c\n\n_do_sampleB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x0c\n\n_typical_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0b\n\t_truncateB\x13\n\x11_return_full_textB\n\n\x08_detailsB\x0f\n\r_top_n_tokensB\x16\n\x14_skip_special_tokens\"t\n\x0bTextGrammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x13.adex.v1.TextChoiceH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"\x1b\n\nTextChoice\x12\r\n\x05texts\x18\x01 \x03(\t\"c\n\rGenerateReply\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12.\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x18.adex.v1.GenerateDetailsH\x00\x88\x01\x01\x42\n\n\x08_details\"\xbd\x01\n\x0fGenerateDetails\x12\x34\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1d.adex.v1.GenerateFinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\'\n\x06tokens\x18\x05 \x03(\x0b\x32\x17.adex.v1.GeneratedTokenB\x07\n\x05_seed\"}\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x0f\n\x07special\x18\x04 \x01(\x08\x12/\n\x0c\x61lternatives\x18\x05 \x03(\x0b\x32\x19.adex.v1.TokenAlternative\"=\n\x10TokenAlternative\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"\xb2\x01\n\rGenerateEvent\x12\r\n\x05index\x18\x01 \x01(\x03\x12&\n\x05token\x18\x02 \x01(\x0b\x32\x17.adex.v1.GeneratedToken\x12\x1b\n\x0egenerated_text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12.\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x18.adex.v1.GenerateDetailsH\x01\x88\x01\x01\x42\x11\n\x0f_generated_textB\n\n\x08_details\"\x15\n\x13ListAdaptersRequest\"=\n\x11ListAdaptersReply\x12(\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x16.adex.v1.ListedAdapter\"\x93\x01\n\rListedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06_bytesB\x07\n\x05_rank*\xb1\x01\n\x14GenerateFinishReason\x12&\n\"GENERATE_FINISH_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dGENERATE_FINISH_REASON_LENGTH\x10\x01\x12$\n GENERATE_FINISH_REASON_EOS_TOKEN\x10\x02\x12(\n$GENERATE_FINISH_REASON_STOP_SEQUENCE\x10\x03\x32\xda\x01\n\nGeneration\x12<\n\x08Generate\x12\x18.adex.v1.GenerateRequest\x1a\x16.adex.v1.GenerateReply\x12\x44\n\x0eGenerateStream\x12\x18.adex.v1.GenerateRequest\x1a\x16.adex.v1.GenerateEvent0\x01\x12H\n\x0cListAdapters\x12\x1c.adex.v1.ListAdaptersRequest\x1a\x1a.adex.v1.ListAdaptersReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEPARAMETERS_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATEPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_GENERATEFINISHREASON']._serialized_start=2097
-  _globals['_GENERATEFINISHREASON']._serialized_end=2274
+  _globals['_GENERATEFINISHREASON']._serialized_start=2283
+  _globals['_GENERATEFINISHREASON']._serialized_end=2460
   _globals['_GENERATEREQUEST']._serialized_start=41
   _globals['_GENERATEREQUEST']._serialized_end=123
   _globals['_GENERATEPARAMETERS']._serialized_start=126
-  _globals['_GENERATEPARAMETERS']._serialized_end=1194
-  _globals['_GENERATEPARAMETERS_LOGITBIASENTRY']._serialized_start=803
-  _globals['_GENERATEPARAMETERS_LOGITBIASENTRY']._serialized_end=851
-  _globals['_GENERATEREPLY']._serialized_start=1196
-  _globals['_GENERATEREPLY']._serialized_end=1295
-  _globals['_GENERATEDETAILS']._serialized_start=1298
-  _globals['_GENERATEDETAILS']._serialized_end=1487
-  _globals['_GENERATEDTOKEN']._serialized_start=1489
-  _globals['_GENERATEDTOKEN']._serialized_end=1614
-  _globals['_TOKENALTERNATIVE']._serialized_start=1616
-  _globals['_TOKENALTERNATIVE']._serialized_end=1677
-  _globals['_GENERATEEVENT']._serialized_start=1680
-  _globals['_GENERATEEVENT']._serialized_end=1858
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1860
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1881
-  _globals['_LISTADAPTERSREPLY']._serialized_start=1883
-  _globals['_LISTADAPTERSREPLY']._serialized_end=1944
-  _globals['_LISTEDADAPTER']._serialized_start=1947
-  _globals['_LISTEDADAPTER']._serialized_end=2094
-  _globals['_GENERATION']._serialized_start=2277
-  _globals['_GENERATION']._serialized_end=2495
+  _globals['_GENERATEPARAMETERS']._serialized_end=1233
+  _globals['_GENERATEPARAMETERS_LOGITBIASENTRY']._serialized_start=842
+  _globals['_GENERATEPARAMETERS_LOGITBIASENTRY']._serialized_end=890
+  _globals['_TEXTGRAMMAR']._serialized_start=1235
+  _globals['_TEXTGRAMMAR']._serialized_end=1351
+  _globals['_TEXTCHOICE']._serialized_start=1353
+  _globals['_TEXTCHOICE']._serialized_end=1380
+  _globals['_GENERATEREPLY']._serialized_start=1382
+  _globals['_GENERATEREPLY']._serialized_end=1481
+  _globals['_GENERATEDETAILS']._serialized_start=1484
+  _globals['_GENERATEDETAILS']._serialized_end=1673
+  _globals['_GENERATEDTOKEN']._serialized_start=1675
+  _globals['_GENERATEDTOKEN']._serialized_end=1800
+  _globals['_TOKENALTERNATIVE']._serialized_start=1802
+  _globals['_TOKENALTERNATIVE']._serialized_end=1863
+  _globals['_GENERATEEVENT']._serialized_start=1866
+  _globals['_GENERATEEVENT']._serialized_end=2044
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=2046
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=2067
+  _globals['_LISTADAPTERSREPLY']._serialized_start=2069
+  _globals['_LISTADAPTERSREPLY']._serialized_end=2130
+  _globals['_LISTEDADAPTER']._serialized_start=2133
+  _globals['_LISTEDADAPTER']._serialized_end=2280
+  _globals['_GENERATION']._serialized_start=2463
+  _globals['_GENERATION']._serialized_end=2681
 # @@protoc_insertion_point(module_scope)

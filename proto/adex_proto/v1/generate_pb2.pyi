@@ -26,7 +26,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, inputs: _Optional[str] = ..., parameters: _Optional[_Union[GenerateParameters, _Mapping]] = ...) -> None: ...
 
 class GenerateParameters(_message.Message):
-    __slots__ = ("adapter_id", "adapter_source", "api_token", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos_token", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "truncate", "return_full_text", "details", "top_n_tokens", "skip_special_tokens")
+    __slots__ = ("adapter_id", "adapter_source", "api_token", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos_token", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "truncate", "return_full_text", "details", "top_n_tokens", "skip_special_tokens", "grammar")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class GenerateParameters(_message.Message):
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     TOP_N_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     adapter_source: str
     api_token: str
@@ -82,7 +83,26 @@ class GenerateParameters(_message.Message):
     details: bool
     top_n_tokens: int
     skip_special_tokens: bool
-    def __init__(self, adapter_id: _Optional[str] = ..., adapter_source: _Optional[str] = ..., api_token: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos_token: bool = ..., do_sample: bool = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., truncate: _Optional[int] = ..., return_full_text: bool = ..., details: bool = ..., top_n_tokens: _Optional[int] = ..., skip_special_tokens: bool = ...) -> None: ...
+    grammar: TextGrammar
+    def __init__(self, adapter_id: _Optional[str] = ..., adapter_source: _Optional[str] = ..., api_token: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos_token: bool = ..., do_sample: bool = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., truncate: _Optional[int] = ..., return_full_text: bool = ..., details: bool = ..., top_n_tokens: _Optional[int] = ..., skip_special_tokens: bool = ..., grammar: _Optional[_Union[TextGrammar, _Mapping]] = ...) -> None: ...
+
+class TextGrammar(_message.Message):
+    __slots__ = ("json_schema", "regex", "choice", "lark")
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    LARK_FIELD_NUMBER: _ClassVar[int]
+    json_schema: str
+    regex: str
+    choice: TextChoice
+    lark: str
+    def __init__(self, json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[TextChoice, _Mapping]] = ..., lark: _Optional[str] = ...) -> None: ...
+
+class TextChoice(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
     __slots__ = ("generated_text", "details")

@@ -44,6 +44,11 @@ class WorkerStub(object):
                 request_serializer=adex__proto_dot_v1_dot_worker__pb2.ToWorker.SerializeToString,
                 response_deserializer=adex__proto_dot_v1_dot_worker__pb2.FromWorker.FromString,
                 _registered_method=True)
+        self.PrepareGrammar = channel.unary_unary(
+                '/adex.v1.Worker/PrepareGrammar',
+                request_serializer=adex__proto_dot_v1_dot_worker__pb2.Grammar.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_worker__pb2.PrepareGrammarReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer(object):
@@ -66,6 +71,14 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareGrammar(self, request, context):
+        """Try the grammar out, compile it, and keep it for the sequences that will need it. The answer comes
+        when it is ready, or says why it cannot be honoured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=adex__proto_dot_v1_dot_worker__pb2.ToWorker.FromString,
                     response_serializer=adex__proto_dot_v1_dot_worker__pb2.FromWorker.SerializeToString,
+            ),
+            'PrepareGrammar': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareGrammar,
+                    request_deserializer=adex__proto_dot_v1_dot_worker__pb2.Grammar.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_worker__pb2.PrepareGrammarReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class Worker(object):
             '/adex.v1.Worker/Run',
             adex__proto_dot_v1_dot_worker__pb2.ToWorker.SerializeToString,
             adex__proto_dot_v1_dot_worker__pb2.FromWorker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareGrammar(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adex.v1.Worker/PrepareGrammar',
+            adex__proto_dot_v1_dot_worker__pb2.Grammar.SerializeToString,
+            adex__proto_dot_v1_dot_worker__pb2.PrepareGrammarReply.FromString,
             options,
             channel_credentials,
             insecure,

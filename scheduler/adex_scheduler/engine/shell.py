@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost
+from adex_proto.grammar import Grammar
 from adex_proto.outcome import Heartbeat, Hello, SampledToken, StepOutcome, WorkerInfo
 from adex_proto.plan import AdapterCommand, Fetch, StepPlan
 from adex_proto.sampling import FinishReason
@@ -65,6 +66,7 @@ class Link(Protocol):
 
     def send(self, down: StepPlan | AdapterCommand) -> None: ...
     async def run(self, on_event: Callable[[LinkEvent], None]) -> None: ...
+    async def prepare_grammar(self, grammar: Grammar) -> None: ...
 
 
 class Engine:
@@ -140,6 +142,10 @@ class Engine:
                 self._recorder.ended(stream, "cancelled", self._core)
                 self._forget(stream)
                 self._tell(Cancelled(stream.number))
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        """Have a grammar ready before sequences need it. Raises AdexError where it cannot be."""
+        await self._link.prepare_grammar(grammar)
 
     def adapters(self) -> list[AdapterStatus]:
         """Every name that means a version now, the longest unused first, and those pinned."""

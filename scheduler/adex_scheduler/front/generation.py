@@ -9,6 +9,7 @@ from typing import Any
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError, WorkerLost
+from adex_proto.grammar import Grammar
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import EngineRequest, Journey, Piece, Start
@@ -146,6 +147,8 @@ async def prepare(
         )
     _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], info.vocabulary)
     _check_ids("stop_token_ids", sampling.stop_token_ids, info.vocabulary)
+    if sampling.grammar is not None:
+        await _prepare_grammar(serving, sampling.grammar, wish.grammar_field)
     private = key is not None and key.credentialed
     return EngineRequest(
         request_id=request_id,
@@ -159,6 +162,18 @@ async def prepare(
         skip_special_tokens=wish.skip_special_tokens,
         credential=wish.credential if private else "",
     )
+
+
+async def _prepare_grammar(serving: Serving, grammar: Grammar, field: str) -> None:
+    """Have the grammar ready before the sequence is admitted, so that no step waits for it.
+
+    Raises ValidationError where it cannot be honoured, by the name of the field that asked for it.
+    """
+    try:
+        await serving.engine.prepare_grammar(grammar)
+    except ValidationError as error:
+        message = error.message.replace("`grammar`", f"`{field}`", 1)
+        raise ValidationError(message, field=field, remedy=error.remedy) from error
 
 
 def choices_of(request: EngineRequest, count: int) -> list[EngineRequest]:

@@ -6,6 +6,7 @@ from typing import Protocol, Self
 from urllib.parse import quote
 
 from adex_proto.adapter import AdapterKey
+from adex_proto.grammar import Grammar
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.engine import (
     AdapterStatus,
@@ -42,6 +43,10 @@ class TextEngine(Protocol):
 
         What happens to the sequence, and when, is written into `journey`.
         """
+        ...
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        """Have the grammar compiled. Raises AdexError where it cannot be honoured."""
         ...
 
     def adapters(self) -> Sequence[AdapterStatus]:

@@ -24,6 +24,7 @@ from adex_scheduler.front.fields import (
     listed,
     number,
 )
+from adex_scheduler.front.schema_grammar import GRAMMAR_FIELDS, grammar_of
 
 ADAPTER_NAME_CHARACTERS_MAX = 512
 SOURCES = ("local", "hub", "s3", "pbase")
@@ -49,8 +50,8 @@ class Wish:
     """What is to be generated, before the prompt is known in tokens.
 
     `sampling.max_new_tokens` counts only if `max_new_tokens` is given; `truncate` keeps the last
-    so many prompt tokens; `ignored` names fields that had no effect; `credential` is what the
-    adapter's source is asked with, "" for none.
+    so many prompt tokens; `grammar_field` is what asked for `sampling.grammar`; `ignored` names
+    fields that had no effect; `credential` is what the adapter's source is asked with, "" for none.
     """
 
     adapter: AdapterName | None
@@ -61,6 +62,7 @@ class Wish:
     skip_special_tokens: bool
     truncate: int | None
     stream: bool
+    grammar_field: str = ""
     ignored: tuple[str, ...] = ()
     credential: str = field(default="", repr=False)
 
@@ -339,6 +341,7 @@ SHARED: tuple[Field[Any], ...] = (
     ADAPTER_SOURCE,
     API_TOKEN,
     SKIP_SPECIAL_TOKENS,
+    *GRAMMAR_FIELDS,
 )
 
 
@@ -358,6 +361,7 @@ def build_sampling(
         "presence_penalty": values[PRESENCE_PENALTY],
         "logit_bias": values[LOGIT_BIAS],
         "stop_token_ids": values[STOP_TOKEN_IDS],
+        "grammar": grammar_of(values)[0],
         **others,
     }
     given = {name: value for name, value in given.items() if value is not None}

@@ -44,6 +44,7 @@ from adex_scheduler.front.schema import (
     count_in_range,
 )
 from adex_scheduler.front.schema_chat import CONVERSATION, calls_max_of, conversation_of
+from adex_scheduler.front.schema_grammar import grammar_of
 
 SAMPLING_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 # Fields that clients send and that cannot change the text.
@@ -55,14 +56,6 @@ HARMLESS = (
     "service_tier",
     "store",
     "user",
-)
-CONSTRAINED = (
-    "grammar",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "structured_outputs",
 )
 NOT_SERVED = (
     "allowed_token_ids",
@@ -172,8 +165,6 @@ BOTH: tuple[Field[Any], ...] = (
     STREAM_OPTIONS,
     *(idle(name) for name in HARMLESS),
     *(refused(name, "Leave it out: this server does not serve it") for name in NOT_SERVED),
-    *(refused(name, "Leave it out: output is not constrained") for name in CONSTRAINED),
-    refused("response_format", "Leave it out: output is not constrained", but=({"type": "text"},)),
     refused("use_beam_search", "Leave it out: beams are not served", but=(False,)),
 )
 COMPLETION = Table(
@@ -284,6 +275,7 @@ def _wish(values: Values, max_new_tokens: int | None, seed: int, logprobs: int |
     return Wish(
         adapter=None,
         sampling=_sampling(values, max_new_tokens, seed, logprobs),
+        grammar_field=grammar_of(values)[1],
         max_new_tokens=max_new_tokens,
         stops=values[STOP],
         include_stop=values[INCLUDE_STOP],

@@ -37,11 +37,13 @@ from adex_scheduler.front.schema import (
     check_name,
     count_in_range,
 )
+from adex_scheduler.front.schema_grammar import grammar_of
 
 BASE_NAMES = ("", "__base_model__")
 SAMPLING_NAMES = {
     "max_new_tokens": "parameters.max_new_tokens",
     "min_new_tokens": "parameters.min_new_tokens",
+    "ignore_eos": "parameters.ignore_eos_token",
 }
 
 ADAPTER_ID = custom(
@@ -87,8 +89,6 @@ PARAMETERS = Table(
     refused("watermark", "Leave it out: texts are not watermarked", but=(False,)),
     refused("decoder_input_details", "Leave it out: prompts are not scored", but=(False,)),
     refused("apply_chat_template", "Use /v1/chat/completions with `messages`", but=(False,)),
-    refused("response_format", "Leave it out: output is not constrained", but=({"type": "text"},)),
-    refused("grammar", "Leave it out: output is not constrained"),
 )
 PARAMETERS_FIELD = nested("parameters", "How to generate.", PARAMETERS)
 INPUTS = string("inputs", "The prompt.", least=1).demanded("Send the prompt as a string")
@@ -128,6 +128,7 @@ def parse_generate(
     wish = Wish(
         adapter=_adapter(parameters),
         sampling=sampling,
+        grammar_field=grammar_of(parameters)[1],
         max_new_tokens=parameters[MAX_NEW_TOKENS],
         stops=parameters[STOP_LIST],
         include_stop=True,

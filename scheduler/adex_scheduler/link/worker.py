@@ -19,10 +19,13 @@ from adex_proto.codec import (
     ToWorkerMessage,
     Up,
     decode_from_worker,
+    decode_grammar_reply,
     encode_to_worker,
 )
 from adex_proto.errors import ProtocolViolation, WorkerLost
+from adex_proto.grammar import Grammar
 from adex_proto.outcome import Hello
+from adex_proto.sampling_codec import grammar_to_wire
 from adex_proto.transport import CHANNEL_OPTIONS, MESSAGE_BYTES_MAX
 from adex_proto.v1.worker_pb2_grpc import WorkerStub
 
@@ -33,13 +36,17 @@ _PATIENT_ATTEMPTS = 10
 
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
-    """Limits of one link; `silence_s_max` is how long a worker may send not even a heartbeat."""
+    """Limits of one link; `silence_s_max` is how long a worker may send not even a heartbeat.
+
+    `grammar_s_max` is how long it may take to compile a grammar, those before it included.
+    """
 
     connect_s_max: float = 10.0
     silence_s_max: float = 15.0
     back_off_s_min: float = 0.1
     back_off_s_max: float = 1.0
     queue_max: int = 16384
+    grammar_s_max: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class _StreamEndError(Exception):
 class _Stream:
     """One open Run call and what waits to be written to it."""
 
+    stub: Any
     call: _Call
     outbox: asyncio.Queue[ToWorkerMessage]
     overflowed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -114,10 +122,7 @@ class WorkerLink:
         """
         stream = self._stream
         if stream is None:
-            raise WorkerLost(
-                f"no stream to the worker at {self.address} is open: {self._last_failure}",
-                retry_after_s=self._options.back_off_s_max,
-            )
+            raise self._unconnected()
         message = encode_to_worker(down)
         size = message.ByteSize()
         if size > MESSAGE_BYTES_MAX:
@@ -128,6 +133,32 @@ class WorkerLink:
             stream.outbox.put_nowait(message)
         except asyncio.QueueFull:
             stream.overflowed.set()
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        """Have the worker compile a grammar, and wait until it has.
+
+        Raises what the worker says against it, and WorkerLost where there is none to ask.
+        """
+        stream = self._stream
+        if stream is None:
+            raise self._unconnected()
+        try:
+            request, timeout_s = grammar_to_wire(grammar), self._options.grammar_s_max
+            reply = await stream.stub.PrepareGrammar(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise WorkerLost(
+                f"the worker did not answer for a grammar: {error.code().name}",
+                retry_after_s=self._options.back_off_s_max,
+            ) from error
+        refusal = decode_grammar_reply(reply)
+        if refusal is not None:
+            raise refusal
+
+    def _unconnected(self) -> WorkerLost:
+        return WorkerLost(
+            f"no stream to the worker at {self.address} is open: {self._last_failure}",
+            retry_after_s=self._options.back_off_s_max,
+        )
 
     def statistics(self) -> LinkStatistics:
         stream = self._stream
@@ -163,7 +194,7 @@ class WorkerLink:
             stub = cast(Any, WorkerStub)(channel)
             # Failing at once, rather than waiting for the channel, yields the reason there is.
             call = cast(_Call, stub.Run(wait_for_ready=False))
-            stream = _Stream(call, asyncio.Queue(self._options.queue_max))
+            stream = _Stream(stub, call, asyncio.Queue(self._options.queue_max))
             return await self._carry(stream, on_event)
         finally:
             await channel.close()

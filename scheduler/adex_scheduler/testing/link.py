@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from adex_proto.errors import WorkerLost
+from adex_proto.grammar import Grammar
 from adex_proto.plan import AdapterCommand, StepPlan
 from adex_scheduler.link.worker import LinkEvent, LinkLost
 from adex_scheduler.testing.fake_worker import FakeWorker
@@ -33,6 +34,9 @@ class FakeLink:
         self.sent.append(down)
         self.worker.receive(down)
         self._wake.set()
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        """Nothing is compiled here, and everything can be honoured."""
 
     def lose(self, reason: str) -> None:
         """Break the stream."""

@@ -13,7 +13,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import AdapterNotFound, Overloaded, StepFailed, WorkerLost
+from adex_proto.errors import (
+    AdapterNotFound,
+    Overloaded,
+    StepFailed,
+    ValidationError,
+    WorkerLost,
+)
+from adex_proto.grammar import Grammar
 from adex_proto.outcome import SampledToken, WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import (
@@ -90,6 +97,7 @@ class ScriptedEngine:
     ready: bool = True
     answer: str = ANSWER
     requests: list[EngineRequest] = field(default_factory=list)
+    grammars: list[Grammar] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     pause_s: float = 0.0
     logprobs: dict[int, float] = field(default_factory=dict[int, float])
@@ -165,6 +173,11 @@ class ScriptedEngine:
 
     def adapter(self, key: AdapterKey) -> AdapterStatus | None:
         return next((status for status in self.adapters() if status.key == key), None)
+
+    async def prepare_grammar(self, grammar: Grammar) -> None:
+        self.grammars.append(grammar)
+        if "[unmatchable]" in grammar.text:
+            raise ValidationError("`grammar` cannot be honoured: so it is", field="grammar")
 
     def adapters(self) -> list[AdapterStatus]:
         key = AdapterKey("", "local", "tone")

@@ -12,6 +12,7 @@ KeyArray = NDArray[np.int32]
 UintArray = NDArray[np.uint64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+ByteArray = NDArray[np.uint8]
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:

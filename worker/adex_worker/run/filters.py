@@ -42,7 +42,8 @@ def candidates(scores: Tensor, filters: FilterColumns, width: int) -> tuple[Tens
     by_count = filters.top_k > 0
     # A token as probable as the k-th is kept with it.
     last = filters.top_k.clamp(1, width) - 1
-    kept = ~by_count | (values >= values.gather(1, last))
+    # Forbidden tokens are none of the k, however few others there are.
+    kept = (values > float("-inf")) & (~by_count | (values >= values.gather(1, last)))
     bounded = ~by_count | ~kept[:, -1:]
     # Without a top-k, a token's probability is its share of the whole row, however wide we look.
     by_count_total = values.masked_fill(~kept, float("-inf")).logsumexp(1, keepdim=True)

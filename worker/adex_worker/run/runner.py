@@ -9,13 +9,17 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
 from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
+from adex_proto.grammar import Grammar
 from adex_proto.outcome import SampledToken, SequenceFailure, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
+from adex_worker.run.arrays import IntArray
+from adex_worker.run.constraints import ConstraintTable, Masks
 from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
 from adex_worker.run.sample import Sampled, sample
 from adex_worker.run.sampling_table import Needs, SamplingTable
@@ -25,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 # Sequences may wait on the worker between steps; this many times a step's worth is a leak.
 _SEQUENCES_PER_STEP_SEQUENCE = 16
+_NOT_FINITE = StepFailed("the model's logits are not finite")
 
 
 class Forward(Protocol):
@@ -69,9 +74,18 @@ class Runner:
     """The step side of one worker. Not thread-safe: one thread calls `run` and `forget_all`."""
 
     def __init__(
-        self, model: Forward, kv: Tensor, pages: Pages, slots: ResidentViews, info: WorkerInfo
+        self,
+        model: Forward,
+        kv: Tensor,
+        pages: Pages,
+        slots: ResidentViews,
+        info: WorkerInfo,
+        constraints: ConstraintTable | None = None,
     ) -> None:
-        """`kv` is the pool as KV blocks, [pages, layers, 2, block_tokens, kv_heads, head_dim]."""
+        """`kv` is the pool as KV blocks, [pages, layers, 2, block_tokens, kv_heads, head_dim].
+
+        Without `constraints` no sequence may have a grammar.
+        """
         self._model = model
         self._kv = kv
         self._slots = slots
@@ -89,6 +103,7 @@ class Runner:
             sequences_max=_SEQUENCES_PER_STEP_SEQUENCE * info.step_sequences_max,
         )
         self._sampling = SamplingTable(vocabulary=info.vocabulary, eos_token_ids=info.eos_token_ids)
+        self._constraints = constraints
         self._steps = self._rows = self._tokens = self._failures = 0
         self._seconds = 0.0
 
@@ -96,6 +111,8 @@ class Runner:
         """Forget every sequence."""
         self._sequences.clear()
         self._sampling.clear()
+        if self._constraints is not None:
+            self._constraints.clear()
 
     def statistics(self) -> RunnerStatistics:
         return RunnerStatistics(
@@ -140,19 +157,29 @@ class Runner:
         row = self._sequences.remove(number)
         if row is not None:
             self._sampling.drop(row)
+            if self._constraints is not None:
+                self._constraints.drop(row)
 
     def _meet(self, plan: StepPlan) -> list[SequenceFailure]:
         failures: list[SequenceFailure] = []
         for new in plan.arrived:
             try:
                 self._sampling.check(new.sequence, new.sampling)
+                self._check_grammar(new.sequence, new.sampling.grammar)
                 row = self._sequences.add(new)
             except ProtocolViolation as violation:
                 failures.append(SequenceFailure(new.sequence, violation))
             else:
                 prompt = self._sequences.prompt(row)
                 self._sampling.set(row, new.sampling, prompt, new.output_start)
+                if self._constraints is not None and new.sampling.grammar is not None:
+                    output = new.token_ids[new.output_start :]
+                    self._constraints.add(row, new.sampling.grammar, output)
         return failures
+
+    def _check_grammar(self, sequence: int, grammar: Grammar | None) -> None:
+        if grammar is not None and self._constraints is None:
+            raise ProtocolViolation(f"sequence {sequence} has a grammar, and this worker none")
 
     def _compute(
         self, step: int, inputs: StepInputs
@@ -197,26 +224,31 @@ class Runner:
     ) -> tuple[tuple[SampledToken, ...], list[SequenceFailure]]:
         table, rows = self._sequences, inputs.sampled
         generated = table.known[rows] - table.output_start[rows]
-        sampled = sample(logits, rows, generated, self._sampling)
-        finite = sampled.finite
-        table.append(rows[finite], sampled.token_ids[finite])
-        for index in (self._sampling.needs[rows] & Needs.PENALTY).nonzero()[0]:
-            if finite[index]:
-                self._sampling.note(int(rows[index]), int(sampled.token_ids[index]))
-        numbers = table.numbers[rows].tolist()
-        token_ids, whole = sampled.token_ids.tolist(), finite.tolist()
+        masks, errors = self._masks(rows)
+        sampled = sample(logits, rows, generated, self._sampling, masks)
+        failing = {int(row): _NOT_FINITE for row in rows[~sampled.finite]} | errors
+        whole = np.array([row not in failing for row in rows.tolist()], np.bool_)
+        table.append(rows[whole], sampled.token_ids[whole])
+        needs = self._sampling.needs[rows]
+        for index in np.flatnonzero(whole & (needs & Needs.PENALTY > 0)):
+            self._sampling.note(int(rows[index]), int(sampled.token_ids[index]))
+        constrained = whole & (needs & Needs.GRAMMAR > 0)
+        if self._constraints is not None and constrained.any():
+            self._constraints.note(rows[constrained], sampled.token_ids[constrained])
+        numbers, token_ids = table.numbers[rows].tolist(), sampled.token_ids.tolist()
         tokens = tuple(
-            self._token(index, number, token_ids[index], int(rows[index]), sampled)
-            for index, number in enumerate(numbers)
-            if whole[index]
+            self._token(index, numbers[index], token_ids[index], int(rows[index]), sampled)
+            for index in np.flatnonzero(whole).tolist()
         )
-        error = StepFailed("the model's logits are not finite")
-        failures = [
-            SequenceFailure(number, error)
-            for number, is_whole in zip(numbers, whole, strict=True)
-            if not is_whole
-        ]
+        failures = [SequenceFailure(int(table.numbers[row]), why) for row, why in failing.items()]
         return tokens, failures
+
+    def _masks(self, rows: IntArray) -> tuple[Masks | None, dict[int, AdexError]]:
+        """What the grammars of `rows` allow next, and by row why one allows nothing."""
+        index = np.flatnonzero(self._sampling.needs[rows] & Needs.GRAMMAR)
+        if self._constraints is None or not len(index):
+            return None, {}
+        return self._constraints.masks(rows[index], index)
 
     def _token(
         self, index: int, number: int, token_id: int, row: int, sampled: Sampled

@@ -1,8 +1,9 @@
 """From the logits of a step to one token per row.
 
 In order: the model's own log probabilities are read; then penalties, bias, the ban on ending before
-min_new_tokens; then, for rows that are drawn, temperature, top-k, top-p, min-p and typical-p. Every
-operation runs only over the rows that need it, and not at all when none does.
+min_new_tokens, what a grammar forbids; then, for rows that are drawn, temperature, top-k, top-p,
+min-p and typical-p. Every operation runs only over the rows that need it, and not at all when none
+does.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adex_worker.run.arrays import BoolArray, FloatArray, IntArray, upload
+from adex_worker.run.arrays import BoolArray, ByteArray, FloatArray, IntArray, upload
+from adex_worker.run.constraints import Masks
 from adex_worker.run.filters import WIDTHS, FilterColumns, candidates
 from adex_worker.run.noise import TAIL, draw_keys, race, spread
 from adex_worker.run.sampling_table import Needs, SamplingTable
@@ -64,13 +66,20 @@ class _Batch:
         return np.flatnonzero(self.needs & need)
 
 
-def sample(logits: Tensor, rows: IntArray, generated: IntArray, table: SamplingTable) -> Sampled:
+def sample(
+    logits: Tensor,
+    rows: IntArray,
+    generated: IntArray,
+    table: SamplingTable,
+    masks: Masks | None = None,
+) -> Sampled:
     """Choose one token for each row.
 
     Args:
         logits: [rows, vocabulary] float32; overwritten.
         rows: [rows], their rows in `table`.
         generated: [rows], how many tokens each sequence has generated so far.
+        masks: which tokens the rows under a grammar may have.
     """
     batch = _Batch(logits, rows, generated, table, table.needs[rows])
     needed = int(np.bitwise_or.reduce(batch.needs))
@@ -85,7 +94,9 @@ def sample(logits: Tensor, rows: IntArray, generated: IntArray, table: SamplingT
     if needed & Needs.BIAS:
         _bias_(batch)
     if needed & Needs.MIN_TOKENS:
-        _forbid_ends_(batch)
+        _forbid_ends_(batch, masks)
+    if masks is not None and len(masks.index):
+        _forbid_others_(batch, masks)
     chosen = _choose(batch, finite) if needed & Needs.DRAW else logits.argmax(1)
     sampled = _to_host(chosen, finite)
     if own is not None:
@@ -123,14 +134,37 @@ def _bias_(batch: _Batch) -> None:
     batch.logits.index_put_((where, tokens), upload(biases, batch.device), accumulate=True)
 
 
-def _forbid_ends_(batch: _Batch) -> None:
+def _forbid_ends_(batch: _Batch, masks: Masks | None) -> None:
     too_short = batch.generated < batch.table.min_new_tokens[batch.rows]
-    index = np.flatnonzero(too_short & (batch.needs & Needs.MIN_TOKENS > 0))
+    too_short &= batch.needs & Needs.MIN_TOKENS > 0
+    if masks is not None:
+        for at, bits in zip(masks.index.tolist(), masks.bits, strict=True):
+            # A complete text is no better for what no longer fits it: the grammar ends it early.
+            too_short[at] &= _allows_more(bits, batch.table.end_ids.get(int(batch.rows[at])))
+    index = np.flatnonzero(too_short)
     if not len(index):
         return
     ends = [batch.table.end_ids[row] for row in batch.rows[index].tolist()]
     where = upload(np.repeat(index, [len(ids) for ids in ends]), batch.device)
     batch.logits[where, upload(np.concatenate(ends), batch.device)] = float("-inf")
+
+
+def _allows_more(bits: ByteArray, ends: IntArray | None) -> bool:
+    """Whether a mask allows a token that is none of `ends`."""
+    if ends is None:
+        return True
+    others = bits.copy()
+    np.bitwise_and.at(others, ends >> 3, ~(1 << (ends & 7)).astype(np.uint8))
+    return bool(others.any())
+
+
+def _forbid_others_(batch: _Batch, masks: Masks) -> None:
+    """-inf for what the grammars do not allow."""
+    bits = upload(masks.bits, batch.device).unsqueeze(2)
+    places = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=batch.device)
+    forbidden = (bits & places).view(len(masks.index), -1)[:, : batch.logits.shape[1]] == 0
+    index = upload(masks.index, batch.device)
+    batch.logits[index] = batch.logits[index].masked_fill_(forbidden, float("-inf"))
 
 
 def _choose(batch: _Batch, finite: Tensor) -> Tensor:
@@ -167,7 +201,10 @@ def _draw(batch: _Batch, index: IntArray) -> Tensor:
     won, column = race(values, spread(token_ids), keys)
     chosen = token_ids.gather(1, column.unsqueeze(1)).squeeze(1)
     # In float64, so that what is left of the whole is not lost in the rounding of the whole.
+    none_left = values.amin(1) == float("-inf")
     tail = scores.exp().sum(1, dtype=torch.float64) - values.exp_().sum(1, dtype=torch.float64)
+    # Where all others are forbidden, what rounding leaves of them must not win.
+    tail.masked_fill_(none_left, 0.0)
     alone = spread(torch.full((1, 1), TAIL, device=batch.device))
     tail_won, _ = race(tail.clamp_(min=0).log_().float().unsqueeze(1), alone, keys)
     behind = (tail_won > won).nonzero().squeeze(1)

@@ -24,6 +24,7 @@ class Needs(IntFlag):
     BIAS = 8
     MIN_TOKENS = 16
     LOGPROBS = 32
+    GRAMMAR = 64
 
 
 class SamplingTable:
@@ -125,6 +126,8 @@ def _needs(sampling: SamplingParams) -> Needs:
         needs |= Needs.MIN_TOKENS
     if sampling.logprobs is not None:
         needs |= Needs.LOGPROBS
+    if sampling.grammar is not None:
+        needs |= Needs.GRAMMAR
     return needs
 
 

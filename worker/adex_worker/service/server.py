@@ -23,14 +23,18 @@ from adex_proto.codec import (
     WORKER_SERVICE_NAME,
     FromWorkerMessage,
     GetInfoRequestMessage,
+    PrepareGrammarReplyMessage,
     ToWorkerMessage,
     WorkerInfoMessage,
+    encode_grammar_reply,
     encode_info,
 )
 from adex_proto.errors import AdexError, ProtocolViolation, ValidationError
 from adex_proto.outcome import WorkerInfo
+from adex_proto.sampling_codec import GrammarMessage, grammar_from_wire
 from adex_proto.transport import SERVER_OPTIONS
 from adex_proto.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
+from adex_worker.grammar.compiler import GrammarCompiler
 from adex_worker.run.steps import StepThread
 from adex_worker.service.commands import CommandPools
 from adex_worker.service.session import Session
@@ -45,11 +49,15 @@ _LAST_WRITE_S_MAX = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerParts:
-    """What serves, once the model is loaded. `steps` is started."""
+    """What serves, once the model is loaded. `steps` is started.
+
+    `grammars` None: the model has no tokenizer that this worker can read.
+    """
 
     info: WorkerInfo
     steps: StepThread
     pools: CommandPools
+    grammars: GrammarCompiler | None = None
 
 
 class WorkerService(WorkerServicer):
@@ -79,6 +87,18 @@ class WorkerService(WorkerServicer):
         if parts is None:
             await self._refuse_while_loading(context)
         return encode_info(parts.info)
+
+    async def PrepareGrammar(  # noqa: N802 -- gRPC's name
+        self, request: GrammarMessage, context: Any
+    ) -> PrepareGrammarReplyMessage:
+        parts = self._parts
+        if parts is None:
+            await self._refuse_while_loading(context)
+        try:
+            await _prepare(parts.grammars, request)
+        except AdexError as error:
+            return encode_grammar_reply(error)
+        return encode_grammar_reply(None)
 
     async def Run(  # noqa: N802 -- gRPC's name
         self, request_iterator: AsyncIterator[ToWorkerMessage], context: Any
@@ -133,6 +153,19 @@ class WorkerService(WorkerServicer):
     async def _refuse_while_loading(self, context: Any) -> Never:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the worker is loading its model")
         raise AssertionError("abort raises")
+
+
+async def _prepare(grammars: GrammarCompiler | None, request: GrammarMessage) -> None:
+    """Have the grammar compiled, beside the event loop. Raises AdexError."""
+    grammar = grammar_from_wire(request)
+    if grammars is None:
+        raise ValidationError(
+            "`grammar` cannot be honoured: this model has no tokenizer.json",
+            field="grammar",
+            remedy="Leave it out",
+        )
+    if grammars.find(grammar) is None:
+        await asyncio.to_thread(grammars.prepare, grammar)
 
 
 async def _clean_up_after(
