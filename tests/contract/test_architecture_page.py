@@ -10,7 +10,7 @@ WORDS = ("adex", "adex_kernels", "adex_proto", "adex_scheduler", "adex_worker")
 ROOMS = {
     name: f"{package}.{name}"
     for package, names in {
-        "adex_scheduler": ("core", "engine", "front", "link", "text"),
+        "adex_scheduler": ("core", "engine", "front", "link", "metrics", "text", "tracing"),
         "adex_worker": ("adapters", "model", "run", "service"),
     }.items()
     for name in names

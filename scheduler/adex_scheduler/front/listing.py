@@ -35,13 +35,18 @@ async def known_cards(
 
 
 def public_names(directory: Directory, keys: Iterable[AdapterKey]) -> list[str]:
-    """What callers write for these adapters, each once; credentials' own have no public name."""
-    aliases = {key: name for name, key in directory.aliases.items()}
+    """What callers write for these adapters: every alias, else the adapter's own name.
+
+    Those that belong to a credential have no public name.
+    """
+    aliases: dict[AdapterKey, list[str]] = {}
+    for name, key in directory.aliases.items():
+        aliases.setdefault(key, []).append(name)
     names: dict[str, None] = {}
     for key in keys:
         if key.tenant == "":
             revision = f"@{key.revision}" if key.revision else ""
-            names[aliases.get(key, f"{key.name}{revision}")] = None
+            names.update(dict.fromkeys(aliases.get(key, [f"{key.name}{revision}"])))
     return list(names)
 
 

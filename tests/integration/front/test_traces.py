@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import (
 from adex_proto.adapter import AdapterKey, AdapterVersion, credential_tenant
 from adex_proto.errors import ValidationError
 from adex_proto.v1 import generate_pb2, generate_pb2_grpc
+from adex_scheduler.front.account import OPERATIONS, operation_of
 from adex_scheduler.tracing import Tracing
 
 Doors = Callable[..., AbstractAsyncContextManager[Any]]
@@ -288,3 +289,12 @@ def test_without_the_package_the_flag_is_refused_with_a_remedy(
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ValidationError, match=r"pip install 'adex\[otel\]'"):
         tracing_to("http://127.0.0.1:4317")
+
+
+def test_every_way_to_generate_has_a_kind_of_operation() -> None:
+    methods = [m.name for m in generate_pb2.DESCRIPTOR.services_by_name["Generation"].methods]
+    generating = [name for name in methods if name.startswith(("Generate", "Chat"))]
+    missing = [name for name in generating if f"grpc:{name}" not in OPERATIONS]
+    assert not missing, f"add to OPERATIONS in front/account.py: {missing}"
+    assert operation_of("POST", "/v1/chat/completions") == "chat"
+    assert operation_of("GET", "/") == ""

@@ -11,6 +11,7 @@ from adex_scheduler.engine import AdapterStatus, EngineRequest
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.front.catalogue import known_adapters
 from adex_scheduler.front.fields import RequestLimits, Table, Values
+from adex_scheduler.front.listing import public_names
 from adex_scheduler.front.schema import ADAPTER_SOURCE, API_TOKEN, AdapterName
 from adex_scheduler.front.tenants import Directory
 
@@ -110,3 +111,13 @@ def test_a_credential_is_held_as_long_as_a_request_that_brought_it() -> None:
 def test_a_credential_shows_in_no_repr() -> None:
     request = EngineRequest("r", "", None, (1,), SamplingParams(2), credential="hf_mine")
     assert "hf_mine" not in repr(request) + repr(Fetch(AdapterKey("", "hub", "a/b"), "hf_mine"))
+
+
+def test_publicly_an_adapter_goes_by_its_aliases_or_its_own_name_and_a_private_one_by_none() -> (
+    None
+):
+    one = AdapterKey("", "hub", "org/one", "v1")
+    directory = Directory(("base",), {"friendly": one, "kind": one})
+    private = AdapterKey(credential_tenant("", "hf_token"), "hub", "acme/secret")
+    keys = [one, AdapterKey("", "hub", "org/two", "main"), AdapterKey("", "local", "sql"), private]
+    assert public_names(directory, keys) == ["friendly", "kind", "org/two@main", "sql"]
