@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdexError
@@ -181,6 +182,10 @@ class Names:
         assert not alias.fetching
         assert not alias.waiting
         del self._aliases[alias.key]
+
+    def latest(self, count: int) -> list[Alias]:
+        """The `count` names used last, the latest first."""
+        return [self._aliases[key] for key in islice(reversed(self._aliases), count)]
 
     def use(self, key: AdapterKey) -> tuple[Alias, list[Alias]]:
         """The name, known from now on, and the names forgotten in its favour.

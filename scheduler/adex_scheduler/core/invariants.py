@@ -165,7 +165,10 @@ def _check_idle_groups(core: SchedulerCore) -> None:
         assert (adapter.digest in tiers.host_kept) == (spare and held and held_on_host)
         unused = adapter.residence is Residence.DISK and adapter.users == 0
         assert (adapter.digest in tiers.disk_idle) == (unused and not adapter.kept)
-    for group in (tiers.device_idle, tiers.device_wanted, tiers.host_idle, tiers.disk_idle):
+        assert (adapter.digest in tiers.in_slots) == (adapter.slot > 0)
+        assert (adapter.digest in tiers.in_host) == (adapter.host is not HostCopy.NONE)
+    groups = (tiers.device_idle, tiers.device_wanted, tiers.host_idle, tiers.disk_idle)
+    for group in (*groups, tiers.in_slots, tiers.in_host):
         assert group.keys() <= tiers.adapters.keys()
 
 

@@ -49,6 +49,21 @@ class PagePool:
         start = self._loose.find(_YES * count)
         return start if start >= 0 else None
 
+    def gaps(self, at_least: int) -> list[tuple[int, int]]:
+        """Runs [start, stop) of at least so many free pages, lowest first."""
+        found: list[tuple[int, int]] = []
+        wanted, stop = _YES * at_least, 0
+        while (start := self._free.find(wanted, stop)) >= 0:
+            above = self._free.find(_NO, start)
+            stop = above if above >= 0 else self.pages
+            found.append((start, stop))
+        return found
+
+    def count(self, start: int, stop: int) -> tuple[int, int]:
+        """How many of the pages [start, stop) are free, and how many merely loose."""
+        free = self._free.count(_YES, start, stop)
+        return free, self._loose.count(_YES, start, stop) - free
+
     def widen(self, start: int, stop: int) -> tuple[int, int]:
         """[start, stop) with the loose pages that touch it on either side."""
         above = self._loose.find(_NO, stop)

@@ -73,6 +73,9 @@ class Tiers:
         self.host_idle: OrderedDict[str, Adapter] = OrderedDict()
         self.host_kept: OrderedDict[str, Adapter] = OrderedDict()
         self.disk_idle: OrderedDict[str, Adapter] = OrderedDict()
+        # For those who watch: whoever has a slot, and with it pages, and whoever is in host memory.
+        self.in_slots: OrderedDict[str, Adapter] = OrderedDict()
+        self.in_host: OrderedDict[str, Adapter] = OrderedDict()
         self.slots_free = list(range(1, info.slots_max + 1))
         heapify(self.slots_free)
         self.slots_leaving = self.pages_leaving = 0
@@ -367,6 +370,8 @@ class Tiers:
         on_disk = residence is Residence.DISK
         if _include(self.disk_idle, adapter, unused and on_disk and not adapter.kept):
             self.eviction.enter(Tier.DISK, adapter)
+        _include(self.in_slots, adapter, known and adapter.slot > 0)
+        _include(self.in_host, adapter, known and adapter.host is not HostCopy.NONE)
 
 
 _BELOW_DEVICE: Mapping[HostCopy, Residence] = {

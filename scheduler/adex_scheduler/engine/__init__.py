@@ -2,8 +2,10 @@
 
 from adex_scheduler.core.events import Action
 from adex_scheduler.engine.control import ControlRequest, Progress
+from adex_scheduler.engine.journal import Entry, Happening, Second
 from adex_scheduler.engine.journey import Journey, Move, MoveKind, Start
 from adex_scheduler.engine.recorder import Observer
+from adex_scheduler.engine.scene import Scene
 from adex_scheduler.engine.shell import Engine, Link
 from adex_scheduler.engine.streams import AdapterStatus, EngineRequest, Piece, TokenTexts
 
@@ -13,6 +15,8 @@ __all__ = [
     "ControlRequest",
     "Engine",
     "EngineRequest",
+    "Entry",
+    "Happening",
     "Journey",
     "Link",
     "Move",
@@ -20,6 +24,8 @@ __all__ = [
     "Observer",
     "Piece",
     "Progress",
+    "Scene",
+    "Second",
     "Start",
     "TokenTexts",
 ]

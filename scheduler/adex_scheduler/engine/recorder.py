@@ -7,7 +7,11 @@ from typing import Protocol
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.outcome import AdapterEvent, StepOutcome
 from adex_proto.plan import AdapterCommand, StepPlan
+from adex_scheduler.core.picture import picture_of
+from adex_scheduler.core.state import SchedulerCore
+from adex_scheduler.engine.journal import Journal
 from adex_scheduler.engine.journey import START_OF_TIER, Journey, Move, Moves
+from adex_scheduler.engine.scene import Scene
 from adex_scheduler.engine.streams import Stream
 
 _LOG = logging.getLogger("adex_scheduler.engine")
@@ -47,9 +51,11 @@ class Recorder:
         self._clock = clock
         self._observer = observer
         self._moves = Moves()
+        self._journal = Journal()
 
     def submitted(self, stream: Stream, books: Books) -> None:
         """The core has heard of the stream's sequence."""
+        self._journal.arrived(stream.journey.submitted_s)
         if stream.error is not None:
             return
         if stream.request.key is not None:
@@ -59,6 +65,7 @@ class Recorder:
 
     def planned(self, plan: StepPlan, streams: Mapping[int, Stream], books: Books) -> None:
         """A step goes to the worker: the sequences it names first have waited until now."""
+        self._journal.plan = plan
         if self._observer is not None:
             self._observer.planned(plan)
         for arrived in plan.arrived:
@@ -72,30 +79,50 @@ class Recorder:
 
     def computed(self, outcome: StepOutcome) -> None:
         """The worker answered a step."""
+        self._journal.stepped(outcome, self._clock())
         if self._observer is not None:
             self._observer.computed(outcome)
+
+    def showed_first(self, stream: Stream) -> None:
+        """The stream has its first token."""
+        journey = stream.journey
+        journey.first_s = self._clock()
+        self._journal.first_token(journey.first_s - journey.submitted_s, journey.first_s)
 
     def sent(self, command: AdapterCommand) -> None:
         """A command goes to the worker."""
         self._moves.sent(command, self._clock())
 
-    def answered(self, event: AdapterEvent) -> None:
+    def answered(self, event: AdapterEvent, core: SchedulerCore) -> None:
         """The worker answered a command. Called before the core hears of it.
 
         What the core lets begin then has waited for this move.
         """
-        move = self._moves.answered(event, self._clock())
+        now = self._clock()
+        move = self._moves.answered(event, now)
+        self._journal.answered(event, move, core, now)
         if move is not None and self._observer is not None:
             self._observer.moved(move)
 
-    def lost(self) -> None:
+    def connected(self) -> None:
+        """A worker has said hello."""
+        self._journal.connected(self._clock())
+
+    def lost(self, reason: str) -> None:
         """The worker is gone: nothing under way will be answered."""
         self._moves.lost()
+        self._journal.lost(reason, self._clock())
+
+    def draining(self) -> None:
+        """The server takes nothing new."""
+        self._journal.draining(self._clock())
 
     def ended(self, stream: Stream, how: str, books: Books | None) -> None:
         """One line for each sequence that ended: never its text, never a private name."""
         journey = stream.journey
         journey.ended_s, journey.end = self._clock(), how
+        if stream.error is not None:
+            self._journal.failed(stream.request.key, how, journey.ended_s)
         if not journey.admissions and books is not None:
             self._note_adapter(stream, books)
         if not _LOG.isEnabledFor(logging.INFO):
@@ -113,6 +140,12 @@ class Recorder:
             journey.ended_s - journey.submitted_s,
             how,
         )
+
+    def scene(self, core: SchedulerCore, *, draining: bool) -> Scene:
+        """The present and the latest past; bounded, so it may be asked for some times a second."""
+        journal = self._journal
+        picture = picture_of(core, journal.plan, self._clock())
+        return Scene(core.info, draining, picture, journal.entries, journal.seconds)
 
     def longest_wait_s(self, streams: Iterable[Stream]) -> float:
         """How long that stream has waited which has waited longest for its first step."""

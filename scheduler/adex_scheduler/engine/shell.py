@@ -46,6 +46,7 @@ from adex_scheduler.engine.control import Askings, ControlRequest, Progress, eve
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.engine.journey import Journey
 from adex_scheduler.engine.recorder import Observer, Recorder
+from adex_scheduler.engine.scene import Scene
 from adex_scheduler.engine.streams import (
     AdapterStatus,
     EngineRequest,
@@ -187,9 +188,14 @@ class Engine:
         """The core's own picture; None until a worker has said hello."""
         return self._core.statistics() if self._core else None
 
+    def scene(self) -> Scene | None:
+        """What those who watch see, bounded; None until a worker has said hello."""
+        return self._recorder.scene(self._core, draining=self._draining) if self._core else None
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, wait for what there is, and end what is left after `timeout_s`."""
         self._draining = True
+        self._recorder.draining()
         if self._core is not None:
             self._tell(Drained())
         with suppress(TimeoutError):
@@ -211,7 +217,7 @@ class Engine:
                     done.pop().result()
                     raise ProtocolViolation("the link ended of itself")
                 if reason is not None:
-                    self._tell(WorkerGone(reason))
+                    self._lose(reason)
         finally:
             await _end([ticker, self._link_task])
             self._fail_all(ShuttingDown("The server shut down"))
@@ -247,20 +253,25 @@ class Engine:
                     self._core = SchedulerCore(event.info, self._limits)
                     if self._draining:
                         self._tell(Drained())
+                self._recorder.connected()
                 self._tell(WorkerReady(event))
                 self._ready.set()
             case LinkLost():
-                self._ready.clear()
-                self._recorder.lost()
-                self._tell(WorkerGone(event.reason))
+                self._lose(event.reason)
             case Heartbeat():
                 pass
             case StepOutcome():
                 self._recorder.computed(event)
                 self._tell(event)
             case _:
-                self._recorder.answered(event)
+                if self._core is not None:
+                    self._recorder.answered(event, self._core)
                 self._tell(event)
+
+    def _lose(self, reason: str) -> None:
+        self._ready.clear()
+        self._recorder.lost(reason)
+        self._tell(WorkerGone(reason))
 
     async def _tick(self) -> None:
         while True:
@@ -349,9 +360,8 @@ class Engine:
 
     def _show(self, stream: Stream, token: SampledToken, finish: FinishReason | None) -> None:
         """Give the caller the token; a stop string in its text ends the sequence."""
-        journey = stream.journey
-        if not journey.generated:
-            journey.first_s = self._clock()
+        if not stream.journey.generated:
+            self._recorder.showed_first(stream)
         if stream.push(token, finish) and finish is None:
             self._tell(StopFound(stream.number))
         if stream.finish is not None:

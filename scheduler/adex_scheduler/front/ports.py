@@ -15,6 +15,7 @@ from adex_scheduler.engine import (
     Journey,
     Piece,
     Progress,
+    Scene,
 )
 from adex_scheduler.front.catalogue import LocalAdapters
 from adex_scheduler.front.fields import RequestLimits
@@ -62,6 +63,10 @@ class TextEngine(Protocol):
 
         Closing it gives a preload up; what else was asked goes on.
         """
+        ...
+
+    def scene(self) -> Scene | None:
+        """What those who watch see, bounded; None until a worker has said hello."""
         ...
 
 

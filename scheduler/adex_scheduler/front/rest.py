@@ -10,6 +10,7 @@ from time import monotonic
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
+from adex_scheduler.front import rest_ui
 from adex_scheduler.front.account import close_account, context_of, operation_of
 from adex_scheduler.front.ports import Ended, Serving
 from adex_scheduler.front.routes import ROUTES, Handler
@@ -48,6 +49,7 @@ def create_app(serving: Serving) -> web.Application:
         app.router.add_route(operation.method, operation.path, behind)
         if operation.method == "GET":
             app.router.add_route("HEAD", operation.path, behind)
+    rest_ui.add_page(app, serving)
     return app
 
 

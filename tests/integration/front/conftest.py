@@ -183,6 +183,9 @@ class ScriptedEngine:
         key = AdapterKey("", "local", "tone")
         return [AdapterStatus(key, "d" * 64, Tier.DEVICE, 4096, 8, 0, 1.0)]
 
+    def scene(self) -> None:
+        return None
+
 
 @dataclass
 class CountingMeters:
