@@ -16,9 +16,11 @@ from adex_proto.outcome import (
     Hello,
     Moved,
     MoveFailed,
+    PromptScores,
     SampledToken,
     SequenceFailure,
     StepOutcome,
+    TokenScore,
     WorkerInfo,
 )
 from adex_proto.plan import (
@@ -261,6 +263,7 @@ def _outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
             for item in outcome.failures
         ],
         seconds=outcome.seconds,
+        scores=[_scores_to_wire(scores) for scores in outcome.scores],
     )
 
 
@@ -273,6 +276,34 @@ def _outcome_from_wire(outcome: pb.StepOutcome) -> StepOutcome:
             for item in outcome.failures
         ),
         seconds=outcome.seconds,
+        scores=tuple(_scores_from_wire(scores) for scores in outcome.scores),
+    )
+
+
+def _scores_to_wire(scores: PromptScores) -> pb.PromptScores:
+    return pb.PromptScores(
+        sequence=scores.sequence,
+        start=scores.start,
+        tokens=[
+            pb.TokenScore(
+                logprob=token.logprob,
+                alternatives=[pb.Alternative(token_id=t, logprob=p) for t, p in token.alternatives],
+            )
+            for token in scores.tokens
+        ],
+    )
+
+
+def _scores_from_wire(scores: pb.PromptScores) -> PromptScores:
+    return PromptScores(
+        sequence=scores.sequence,
+        start=scores.start,
+        tokens=tuple(
+            TokenScore(
+                token.logprob, tuple((item.token_id, item.logprob) for item in token.alternatives)
+            )
+            for token in scores.tokens
+        ),
     )
 
 

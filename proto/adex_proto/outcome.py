@@ -21,6 +21,27 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How probable one token of a prompt was, and the most probable ones at its place."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Scores of a sequence's prompt tokens at the positions from `start` on.
+
+    The first token of a prompt follows nothing and has none. A sequence that is computed again is
+    scored again.
+    """
+
+    sequence: int
+    start: int
+    tokens: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceFailure:
     """A sequence the step could not serve; the others are unharmed."""
 
@@ -36,6 +57,7 @@ class StepOutcome:
     tokens: tuple[SampledToken, ...]
     failures: tuple[SequenceFailure, ...] = ()
     seconds: float = 0.0
+    scores: tuple[PromptScores, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

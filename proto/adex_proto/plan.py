@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.sampling import SamplingParams
 
+# Every scored position has logits of its own, as wide as the vocabulary: a step has no more of
+# these than it may well have sequences.
+STEP_SCORED_MAX = 128
+
 
 @dataclass(frozen=True, slots=True)
 class NewSequence:

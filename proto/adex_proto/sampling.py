@@ -62,6 +62,7 @@ class SamplingParams:
     off; penalties are off at 1 (repetition) and 0 (frequency, presence). `seed` is always given:
     the token drawn at each position is a function of it, the position and the logits alone.
     `logprobs` None reports none; n reports the chosen token's and the n most probable ones'.
+    `prompt_logprobs` asks the same of the prompt's own tokens; such a prompt is computed whole.
     `stop_token_ids` end the sequence besides the model's own end tokens, which `ignore_eos`
     disables. A text under a `grammar` ends where the grammar lets it, by one of those end tokens.
     """
@@ -82,6 +83,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in RANGES.items():
@@ -91,8 +93,10 @@ class SamplingParams:
             _within(name, len(getattr(self, name)), allowed)
         for _, bias in self.logit_bias:
             _within("logit_bias", bias, BIAS_RANGE)
-        if self.logprobs is not None:
-            _within("logprobs", self.logprobs, Range(0, TOP_LOGPROBS_MAX))
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(self, name)
+            if asked is not None:
+                _within(name, asked, Range(0, TOP_LOGPROBS_MAX))
         if self.grammar is not None and self.ignore_eos:
             raise ValidationError(
                 "`ignore_eos` and a grammar exclude each other: where the grammar is complete,"

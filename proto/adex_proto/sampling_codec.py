@@ -33,6 +33,7 @@ def sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
         grammar=None if sampling.grammar is None else grammar_to_wire(sampling.grammar),
     )
 
@@ -55,6 +56,9 @@ def sampling_from_wire(sampling: pb.SamplingParams) -> SamplingParams:
             stop_token_ids=tuple(sampling.stop_token_ids),
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+            prompt_logprobs=(
+                sampling.prompt_logprobs if sampling.HasField("prompt_logprobs") else None
+            ),
             grammar=grammar_from_wire(sampling.grammar) if sampling.HasField("grammar") else None,
         )
     except ValidationError as error:

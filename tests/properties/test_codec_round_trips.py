@@ -22,9 +22,11 @@ from adex_proto.outcome import (
     Hello,
     Moved,
     MoveFailed,
+    PromptScores,
     SampledToken,
     SequenceFailure,
     StepOutcome,
+    TokenScore,
     WorkerInfo,
 )
 from adex_proto.plan import Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
@@ -77,6 +79,7 @@ def samplings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> SamplingParams:
         ignore_eos=grammar is None and draw(st.booleans()),
         logprobs=draw(st.none() | st.integers(0, TOP_LOGPROBS_MAX)),
         grammar=grammar,
+        prompt_logprobs=draw(st.none() | st.integers(0, TOP_LOGPROBS_MAX)),
     )
 
 
@@ -108,8 +111,16 @@ INFOS = st.builds(
     *(INT32, INT64, INT64, INT32, INT32, INT32, many(INT64)),
 )
 TOKENS = st.builds(SampledToken, INT64, INT64, st.none() | FLOAT, many(st.tuples(INT64, FLOAT)))
+SCORES = st.builds(
+    PromptScores, INT64, INT64, many(st.builds(TokenScore, FLOAT, many(st.tuples(INT64, FLOAT))))
+)
 OUTCOMES = st.builds(
-    StepOutcome, INT64, many(TOKENS), many(st.builds(SequenceFailure, INT64, ERRORS)), FLOAT
+    StepOutcome,
+    INT64,
+    many(TOKENS),
+    many(st.builds(SequenceFailure, INT64, ERRORS)),
+    FLOAT,
+    many(SCORES),
 )
 UP = st.one_of(
     st.builds(Hello, INFOS, many(HELD)),

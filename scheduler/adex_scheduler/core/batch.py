@@ -10,13 +10,13 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from adex_proto.outcome import WorkerInfo
-from adex_proto.plan import NewSequence, Span, StepPlan
+from adex_proto.plan import STEP_SCORED_MAX, NewSequence, Span, StepPlan
 from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
-from adex_scheduler.core.sequence import Sequence, Stage
+from adex_scheduler.core.sequence import Node, Sequence, Stage
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
 
@@ -45,6 +45,7 @@ class Draft:
 
     tokens_left: int
     flight: Flight
+    scored_left: int = STEP_SCORED_MAX
     arrived: list[NewSequence] = field(default_factory=list[NewSequence])
     spans: list[Span] = field(default_factory=list[Span])
     pages_short: int = 0
@@ -185,6 +186,11 @@ class Batch:
         start = sequence.planned
         known = len(sequence.tokens)
         count = min(known - start, draft.tokens_left)
+        if sequence.is_scored:
+            count = min(count, draft.scored_left)
+            if not count:
+                return
+            draft.scored_left -= count
         wanted = self._blocks.blocks_for(start + count) - len(sequence.blocks)
         granted = min(wanted, self._blocks.available)
         if granted < wanted:
@@ -223,7 +229,9 @@ class Batch:
             looked_up = sequence.number == self._head and self._looks % LOOKS_PER_MATCH
             if looked_up and self._falls_short(sequence, self._head_pages, now):
                 return
-            matched = self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
+            if sequence.is_scored and not draft.scored_left:
+                return
+            matched = self._matched(sequence)
             need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched)
             if self._falls_short(sequence, need + self._blocks.idle_among(matched), now):
                 return
@@ -233,6 +241,12 @@ class Batch:
             self.promised += need
             self._plan_chunk(draft, sequence, tuple(sequence.blocks))
             assert sequence.planned > len(matched) * self._blocks.block_tokens
+
+    def _matched(self, sequence: Sequence) -> list[Node]:
+        """Blocks it may share. What is not computed has no scores: a scored prompt shares none."""
+        if sequence.is_scored:
+            return []
+        return self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
 
     def _falls_short(self, sequence: Sequence, pages: int, now: float) -> bool:
         """Whether the head of the queue must wait for some of the `pages` it wants.

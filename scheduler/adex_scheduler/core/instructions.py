@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from adex_proto.adapter import Tier
 from adex_proto.errors import AdexError
-from adex_proto.outcome import SampledToken
+from adex_proto.outcome import PromptScores, SampledToken
 from adex_proto.plan import AdapterCommand, StepPlan
 from adex_proto.sampling import FinishReason
 
@@ -25,13 +25,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Hand one step's tokens to their callers, then end the `finished` sequences.
+    """Hand one step's scores and tokens to their callers, then end the `finished` sequences.
 
     One instruction for the whole step: a value per sequence would cost more than the decision.
     """
 
     tokens: tuple[SampledToken, ...]
     finished: tuple[tuple[int, FinishReason], ...]
+    scores: tuple[PromptScores, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

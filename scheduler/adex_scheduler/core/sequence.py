@@ -162,6 +162,11 @@ class Sequence:
         return self.length_max - len(self.tokens) - self.left
 
     @property
+    def is_scored(self) -> bool:
+        """Whether its prompt's tokens are to be scored."""
+        return self.sampling.prompt_logprobs is not None
+
+    @property
     def outputs(self) -> int:
         """Tokens generated and known."""
         return len(self.tokens) - len(self.prompt)

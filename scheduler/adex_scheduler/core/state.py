@@ -305,9 +305,9 @@ class SchedulerCore:
             self._count_finish(reason, now)
         for sequence in flight.finished:
             self._release(sequence, now)
-        if result.tokens:
+        if result.tokens or outcome.scores:
             finished = tuple([(sequence.number, reason) for sequence, reason in result.finished])
-            self._out.answers.append(Emit(result.tokens, finished))
+            self._out.answers.append(Emit(result.tokens, finished, outcome.scores))
 
     def _leave_steps(self, sequence: Sequence) -> None:
         """A running or preempted sequence is answered; its blocks come back behind the fence."""

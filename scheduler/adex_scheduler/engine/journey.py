@@ -63,7 +63,8 @@ class Journey:
     """One sequence, from its submission to its end.
 
     `admitted_s` is when a step first planned for it; `admissions` counts how often one did, which
-    is more than once after a preemption. `end` is a finish reason, an error's code or "cancelled".
+    is more than once after a preemption. `cached_tokens` of the prompt were known from before.
+    `end` is a finish reason, an error's code or "cancelled".
     """
 
     submitted_s: float = 0.0
@@ -75,6 +76,7 @@ class Journey:
     first_s: float = 0.0
     ended_s: float = 0.0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generated: int = 0
     end: str = ""
 

@@ -68,6 +68,7 @@ class Recorder:
         self._journal.plan = plan
         if self._observer is not None:
             self._observer.planned(plan)
+        starts = {span.sequence: span.start for span in plan.spans} if plan.arrived else {}
         for arrived in plan.arrived:
             stream = streams.get(arrived.sequence)
             if stream is None:
@@ -75,6 +76,8 @@ class Recorder:
             stream.journey.admissions += 1
             if stream.journey.admissions == 1:
                 stream.journey.admitted_s = self._clock()
+                # What lies before the first position computed was there already.
+                stream.journey.cached_tokens = starts.get(arrived.sequence, 0)
                 self._note_adapter(stream, books)
 
     def computed(self, outcome: StepOutcome) -> None:

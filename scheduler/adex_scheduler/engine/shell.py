@@ -352,6 +352,10 @@ class Engine:
             self._link_task.cancel()
 
     def _emit(self, emit: Emit) -> None:
+        for scores in emit.scores:
+            stream = self._streams.get(scores.sequence)
+            if stream is not None:
+                stream.score(scores)
         finished = dict(emit.finished)
         for token in emit.tokens:
             stream = self._streams.get(token.sequence)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import AdexError, error_of
-from adex_proto.outcome import SampledToken
+from adex_proto.outcome import PromptScores, SampledToken, TokenScore
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.adapters import AT_REST
 from adex_scheduler.core.state import SchedulerCore
@@ -46,7 +46,8 @@ class Piece:
     """One token and what the caller learns by it.
 
     `token_text` is the token's own text; `text` what may be shown now, "" while characters or the
-    beginning of a stop string are held back. `finish` is set on the last piece.
+    beginning of a stop string are held back. `finish` is set on the last piece. The first piece has
+    the `prompt_scores`, of all prompt tokens but the first, where they were asked for.
     """
 
     token: SampledToken
@@ -54,6 +55,7 @@ class Piece:
     special: bool
     text: str
     finish: FinishReason | None
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Stream:
         self.error: AdexError | None = None
         self.pieces: deque[Piece] = deque()
         self.wake = asyncio.Event()
+        self._scores: list[TokenScore] = []
         self._texts = texts
         self._detokenizer = Detokenizer(
             texts,
@@ -129,6 +132,15 @@ class Stream:
     def over(self) -> bool:
         """Whether nothing more will come of it."""
         return self.finish is not None or self.error is not None
+
+    def score(self, scores: PromptScores) -> None:
+        """Scores of further prompt tokens; those told before, to a former worker, are passed over.
+
+        A prompt's first token has none, so that position 1 comes first.
+        """
+        told = 1 + len(self._scores)
+        assert scores.start <= told, f"scores from {scores.start} leave a gap after {told}"
+        self._scores.extend(scores.tokens[told - scores.start :])
 
     def push(self, token: SampledToken, finish: FinishReason | None) -> bool:
         """Make the token's piece. Returns: whether its text completed a stop string.
@@ -148,7 +160,8 @@ class Stream:
                 text += self._matcher.flush()
         own_text = self._texts.token_text(token.token_id)
         special = self._texts.is_special(token.token_id)
-        self.pieces.append(Piece(token, own_text, special, text, finish))
+        scores = tuple(self._scores) if self._scores and self.journey.generated == 1 else ()
+        self.pieces.append(Piece(token, own_text, special, text, finish, scores))
         self.finish = finish
         self.wake.set()
         return found

@@ -82,7 +82,10 @@ async def whole(serving: Serving, ask: Ask, timeline: Timeline) -> tuple[dict[st
     asked = ask.asked
     requests = choices_of(ask.request, asked.best_of)
     texts = await gather(serving, requests, timeline)
-    told = [Told(text, request.sampling) for text, request in zip(texts, requests, strict=True)]
+    told = [
+        Told(text, request.sampling, request.token_ids if asked.prefill else ())
+        for text, request in zip(texts, requests, strict=True)
+    ]
     [most] = most_probable(texts, 1)
     told.sort(key=lambda one: one.text is not most)
     reply = replies_tgi.reply(

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from adex_scheduler.engine import Piece
 from adex_scheduler.front.replies_openai import (
+    Echo,
     Json,
     call_of,
     chat_delta,
@@ -33,23 +34,32 @@ class Choice(Protocol):
 class CompletionChoice:
     """A choice of /v1/completions."""
 
-    def __init__(self, tokenizer: Tokenizer, index: int, logprobs: int | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, index: int, logprobs: int | None, echo: Echo | None
+    ) -> None:
         self._tokenizer = tokenizer
         self._index = index
         self._logprobs = logprobs
+        self._echo = echo
         self._offset = 0
 
     def push(self, piece: Piece) -> list[Json]:
         """At most one chunk for each piece."""
-        if not piece.text and piece.finish is None and self._logprobs is None:
+        echo, self._echo = self._echo, None
+        silent = not piece.text and echo is None
+        if silent and piece.finish is None and self._logprobs is None:
             return []
-        offset = self._offset
-        self._offset += len(piece.text)
-        return [
-            text_choice(
-                self._tokenizer, self._index, [piece], piece.text, self._logprobs, offset=offset
-            )
-        ]
+        choice = text_choice(
+            self._tokenizer,
+            self._index,
+            [piece],
+            piece.text,
+            self._logprobs,
+            offset=self._offset,
+            echo=echo,
+        )
+        self._offset += len(str(choice["text"]))
+        return [choice]
 
 
 class ChatChoice:

@@ -10,7 +10,7 @@ from typing import Any
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError, WorkerLost
 from adex_proto.grammar import Grammar
-from adex_proto.outcome import WorkerInfo
+from adex_proto.outcome import TokenScore, WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import EngineRequest, Journey, Piece, Start
 from adex_scheduler.front.body import shown
@@ -77,6 +77,11 @@ class Gathered:
         finish = self.pieces[-1].finish
         assert finish is not None, "a sequence ended without a reason"
         return finish
+
+    @property
+    def prompt_scores(self) -> tuple[TokenScore, ...]:
+        """How probable each prompt token but the first was, where that was asked for."""
+        return self.pieces[0].prompt_scores
 
     @property
     def mean_logprob(self) -> float:

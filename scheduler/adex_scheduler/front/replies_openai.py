@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
+from adex_proto.outcome import TokenScore
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import Piece
 from adex_scheduler.front.generation import Gathered
@@ -46,34 +47,23 @@ class Envelope:
         }
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """Tokens read and written."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Json:
+    """Tokens read and written; of those read, `cached_tokens` were known from before."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
-def completion(
-    tokenizer: Tokenizer,
-    envelope: Envelope,
-    texts: Sequence[Gathered],
-    *,
-    prompt_tokens: int,
-    generated: int,
-    logprobs: int | None,
-) -> Json:
-    """The reply of /v1/completions; more may have been generated than is answered."""
-    choices = [
-        text_choice(tokenizer, index, text.pieces, text.text, logprobs, offset=0)
-        for index, text in enumerate(texts)
-    ]
-    return {
-        **envelope.fields("text_completion"),
-        "choices": choices,
-        "usage": usage(prompt_tokens, generated),
-    }
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that its text begins with; `alone`: with nothing after it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    alone: bool
 
 
 def text_choice(
@@ -83,56 +73,112 @@ def text_choice(
     text: str,
     logprobs: int | None,
     *,
-    offset: int,
+    offset: int = 0,
+    echo: Echo | None = None,
 ) -> Json:
-    """One choice, or one chunk of it: `text` and the pieces it came with."""
+    """One choice, or one chunk of it: `text` and the pieces it came with, after its echo."""
     finish = pieces[-1].finish if pieces else None
+    told = Logprobs(tokenizer, logprobs or 0, offset)
+    if echo is not None:
+        told.add_prompt(echo.token_ids, pieces[0].prompt_scores)
+        text = echo.text if echo.alone else echo.text + text
+    if echo is None or not echo.alone:
+        told.add_pieces(pieces)
     return {
         "index": index,
         "text": text,
-        "logprobs": None
-        if logprobs is None
-        else _text_logprobs(tokenizer, pieces, logprobs, offset),
+        "logprobs": None if logprobs is None else told.value(),
         "finish_reason": None if finish is None else FINISH_NAMES[finish],
     }
 
 
-def _text_logprobs(
-    tokenizer: Tokenizer, pieces: Sequence[Piece], logprobs: int, offset: int
-) -> Json:
-    offsets: list[int] = []
-    for piece in pieces:
-        offsets.append(offset)
-        offset += len(piece.text)
-    return {
-        "tokens": [tokenizer.token_text(piece.token.token_id) for piece in pieces],
-        "token_logprobs": [finite_logprob(piece.token.logprob) for piece in pieces],
-        "top_logprobs": [
+class Logprobs:
+    """The log probabilities of /v1/completions, token by token from `offset` of the text on."""
+
+    def __init__(self, tokenizer: Tokenizer, alternatives: int, offset: int) -> None:
+        self._tokenizer = tokenizer
+        self._alternatives = alternatives
+        self._offset = offset
+        self._tokens: list[str] = []
+        self._logprobs: list[float | None] = []
+        self._top: list[Json | None] = []
+        self._offsets: list[int] = []
+
+    def add_prompt(self, token_ids: Sequence[int], scores: Sequence[TokenScore]) -> None:
+        """A prompt's tokens, of which the first follows nothing."""
+        for token_id, score in zip(token_ids, (None, *scores), strict=False):
+            logprob = None if score is None else finite_logprob(score.logprob)
+            top = None if score is None else self._named(score.alternatives)
+            text = self._tokenizer.token_text(token_id)
+            self._add(text, logprob, top, 0 if self._tokenizer.is_special(token_id) else len(text))
+
+    def add_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Generated tokens."""
+        for piece in pieces:
+            token = piece.token
+            top = self._named(token.alternatives)
+            text = self._tokenizer.token_text(token.token_id)
+            self._add(text, finite_logprob(token.logprob), top, len(piece.text))
+
+    def value(self) -> Json:
+        """All of it, in OpenAI's four lists."""
+        return {
+            "tokens": self._tokens,
+            "token_logprobs": self._logprobs,
+            "top_logprobs": self._top if self._alternatives else None,
+            "text_offset": self._offsets,
+        }
+
+    def _named(self, alternatives: Sequence[tuple[int, float]]) -> Json:
+        return {
+            self._tokenizer.token_text(token_id): finite_logprob(logprob)
+            for token_id, logprob in alternatives[: self._alternatives]
+        }
+
+    def _add(self, text: str, logprob: float | None, top: Json | None, length: int) -> None:
+        self._tokens.append(text)
+        self._logprobs.append(logprob)
+        self._top.append(top)
+        self._offsets.append(self._offset)
+        self._offset += length
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, token_ids: Sequence[int], scores: Sequence[TokenScore], alternatives: int
+) -> list[Json | None]:
+    """vLLM's list: for each prompt token its own log probability and the most probable ones'."""
+    told: list[Json | None] = [None]
+    for token_id, score in zip(token_ids[1:], scores, strict=True):
+        ranked = {
+            other: (logprob, rank)
+            for rank, (other, logprob) in enumerate(score.alternatives[:alternatives], 1)
+        }
+        own = {token_id: ranked.get(token_id, (score.logprob, None))}
+        told.append(
             {
-                tokenizer.token_text(token_id): finite_logprob(logprob)
-                for token_id, logprob in piece.token.alternatives
+                str(one): {
+                    "logprob": finite_logprob(logprob),
+                    "rank": rank,
+                    "decoded_token": tokenizer.token_text(one),
+                }
+                for one, (logprob, rank) in {**own, **ranked}.items()
             }
-            for piece in pieces
-        ]
-        if logprobs
-        else None,
-        "text_offset": offsets,
-    }
+        )
+    return told
 
 
-def chat(
+def chat_choices(
     tokenizer: Tokenizer,
-    envelope: Envelope,
+    reply_id: str,
     texts: Sequence[Gathered],
     readers: Sequence[ToolCallReader | None],
     *,
-    prompt_tokens: int,
     logprobs: int | None,
-) -> Json:
-    """The reply of /v1/chat/completions; each text is read for tool calls by its reader."""
+) -> list[Json]:
+    """The choices of /v1/chat/completions; each text is read for tool calls by its reader."""
     choices: list[Json] = []
     for index, (text, reader) in enumerate(zip(texts, readers, strict=True)):
-        message = spoken(text) if reader is None else called(text, reader, envelope.id, index)
+        message = spoken(text) if reader is None else called(text, reader, reply_id, index)
         choices.append(
             {
                 "index": index,
@@ -141,12 +187,7 @@ def chat(
                 "finish_reason": finish_name(text.finish, reader),
             }
         )
-    generated = sum(len(text.pieces) for text in texts)
-    return {
-        **envelope.fields("chat.completion"),
-        "choices": choices,
-        "usage": usage(prompt_tokens, generated),
-    }
+    return choices
 
 
 def spoken(text: Gathered) -> Json:

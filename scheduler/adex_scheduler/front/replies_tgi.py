@@ -19,10 +19,11 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One text and how it was drawn."""
+    """One text and how it was drawn; `prompt` holds the prompt's tokens where they are listed."""
 
     text: Gathered
     sampling: SamplingParams
+    prompt: tuple[int, ...] = ()
 
 
 def reply(
@@ -65,12 +66,21 @@ def _details(tokenizer: Tokenizer, told: Told, alternatives: int) -> Json:
         "finish_reason": told.text.finish.value,
         "generated_tokens": len(pieces),
         "seed": seed_of(told.sampling),
-        "prefill": [],
+        "prefill": prefill(tokenizer, told),
         "tokens": [token_of(tokenizer, piece, alternatives) for piece in pieces],
     }
     if alternatives:
         described["top_tokens"] = [top_tokens(tokenizer, piece) for piece in pieces]
     return described
+
+
+def prefill(tokenizer: Tokenizer, told: Told) -> list[Json]:
+    """The prompt's tokens; the first follows nothing, and has no log probability."""
+    logprobs = [None, *(finite_logprob(score.logprob) for score in told.text.prompt_scores)]
+    return [
+        {"id": token_id, "text": tokenizer.token_text(token_id), "logprob": logprob}
+        for token_id, logprob in zip(told.prompt, logprobs, strict=False)
+    ]
 
 
 def event(

@@ -37,7 +37,20 @@ GENERATED = shape({"generated_text": TEXT}, {"details": _DETAILS})
 GENERATED_LIST: Json = {**several(GENERATED), "minItems": 1, "maxItems": 1}
 
 # OpenAI.
-USAGE = shape({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
+USAGE = shape(
+    {
+        "prompt_tokens": COUNT,
+        "completion_tokens": COUNT,
+        "total_tokens": COUNT,
+        "prompt_tokens_details": shape({"cached_tokens": COUNT}),
+    }
+)
+_RANKED = shape(
+    {"logprob": LOGPROB, "rank": nullable({"type": "integer", "minimum": 1}), "decoded_token": TEXT}
+)
+_PROMPT: Json = {
+    "prompt_logprobs": several(nullable({"type": "object", "additionalProperties": _RANKED}))
+}
 _FINISH: Json = {"enum": ["stop", "length", "tool_calls"]}
 _TEXT_LOGPROBS = shape(
     {
@@ -68,7 +81,7 @@ _MESSAGE = shape(
 )
 
 
-def _envelope(kind: str, choice: Json) -> Json:
+def _envelope(kind: str, choice: Json, optional: Json | None = None) -> Json:
     return shape(
         {
             "id": TEXT,
@@ -78,7 +91,8 @@ def _envelope(kind: str, choice: Json) -> Json:
             "system_fingerprint": TEXT,
             "choices": several(choice),
             "usage": USAGE,
-        }
+        },
+        optional,
     )
 
 
@@ -90,7 +104,8 @@ COMPLETION = _envelope(
             "text": TEXT,
             "logprobs": nullable(_TEXT_LOGPROBS),
             "finish_reason": _FINISH,
-        }
+        },
+        _PROMPT,
     ),
 )
 CHAT = _envelope(
@@ -103,6 +118,7 @@ CHAT = _envelope(
             "finish_reason": _FINISH,
         }
     ),
+    _PROMPT,
 )
 
 # Tokens.

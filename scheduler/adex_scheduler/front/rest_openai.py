@@ -25,7 +25,7 @@ from adex_scheduler.front.generation import (
 )
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.prompts import rendered
-from adex_scheduler.front.replies_openai import Envelope
+from adex_scheduler.front.replies_openai import Echo, Envelope, Json
 from adex_scheduler.front.schema import ChatRequest, CompletionRequest, Prompt
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
 from adex_scheduler.front.sse import DONE, frame
@@ -54,6 +54,25 @@ class Answering:
     envelope: Envelope
     sequences: list[EngineRequest]
     prompt_tokens: int
+    texts: int
+    """How many sequences each prompt has; those of a prompt are neighbours."""
+
+    def usage(self, generated: int) -> Json:
+        """Tokens read, each prompt once, and tokens written."""
+        firsts = {request.request_id for request in self.sequences[:: self.texts]}
+        runs = self.visit.timeline.runs
+        cached = sum(run.journey.cached_tokens for run in runs if run.request.request_id in firsts)
+        return replies_openai.usage(self.prompt_tokens, generated, cached)
+
+    def echo(self, sequence: int) -> Echo | None:
+        """What the text of the sequence at this place begins with."""
+        asked = self.asked
+        if isinstance(asked, ChatRequest) or not asked.echo:
+            return None
+        prompt, ids = asked.prompts[sequence // self.texts], self.sequences[sequence].token_ids
+        if not isinstance(prompt, str) or asked.wish.truncate is not None:
+            prompt = self.serving.tokenizer.decode(ids)
+        return Echo(prompt, ids, asked.echo_only)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -68,25 +87,30 @@ async def answer_completion(request: web.Request, body: Mapping[str, object]) ->
     answering = await _begin(request, asked, asked.prompts, COMPLETION_FIELDS, "cmpl")
     if asked.wish.stream:
         choices = [
-            CompletionChoice(serving.tokenizer, index, asked.logprobs)
+            CompletionChoice(serving.tokenizer, index, asked.logprobs, answering.echo(index))
             for index in range(len(answering.sequences))
         ]
         return await _streamed(request, answering, choices)
     texts = await _gathered(answering)
-    best = [
-        text
-        for start in range(0, len(texts), asked.best_of)
-        for text in most_probable(texts[start : start + asked.best_of], asked.choices)
-    ]
-    reply = replies_openai.completion(
-        serving.tokenizer,
-        answering.envelope,
-        best,
-        prompt_tokens=answering.prompt_tokens,
-        generated=answering.visit.new_tokens,
-        logprobs=asked.logprobs,
+    told: list[Json] = []
+    for first in range(0, len(texts), asked.best_of):
+        for text in most_probable(texts[first : first + asked.best_of], asked.choices):
+            told.append(_completion_choice(answering, asked, len(told), first, text))
+    return _whole(answering, "text_completion", told)
+
+
+def _completion_choice(
+    answering: Answering, asked: CompletionRequest, index: int, sequence: int, text: Gathered
+) -> Json:
+    tokenizer, echo = answering.serving.tokenizer, answering.echo(sequence)
+    choice = replies_openai.text_choice(
+        tokenizer, index, text.pieces, text.text, asked.logprobs, echo=echo
     )
-    return json_reply(reply, _headers(answering))
+    if asked.prompt_logprobs is not None:
+        ids, scores = answering.sequences[sequence].token_ids, text.prompt_scores
+        told = replies_openai.prompt_logprobs(tokenizer, ids, scores, asked.prompt_logprobs)
+        choice["prompt_logprobs"] = told
+    return choice
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -113,14 +137,29 @@ async def answer_chat(request: web.Request, body: Mapping[str, object]) -> web.S
             for index, reader in enumerate(readers)
         ]
         return await _streamed(request, answering, choices)
-    reply = replies_openai.chat(
-        serving.tokenizer,
-        answering.envelope,
-        await _gathered(answering),
-        readers,
-        prompt_tokens=answering.prompt_tokens,
-        logprobs=asked.logprobs,
+    texts = await _gathered(answering)
+    told: Json = {}
+    if asked.prompt_logprobs is not None:
+        ids, scores = answering.sequences[0].token_ids, texts[0].prompt_scores
+        told["prompt_logprobs"] = replies_openai.prompt_logprobs(
+            serving.tokenizer, ids, scores, asked.prompt_logprobs
+        )
+    chosen = replies_openai.chat_choices(
+        serving.tokenizer, answering.envelope.id, texts, readers, logprobs=asked.logprobs
     )
+    return _whole(answering, "chat.completion", chosen, told)
+
+
+def _whole(
+    answering: Answering, kind: str, choices: list[Json], others: Json | None = None
+) -> web.Response:
+    """The reply that is not streamed."""
+    reply: Json = {
+        **answering.envelope.fields(kind),
+        "choices": choices,
+        "usage": answering.usage(answering.visit.new_tokens),
+        **(others or {}),
+    }
     return json_reply(reply, _headers(answering))
 
 
@@ -134,7 +173,8 @@ def _reader(serving: Serving, asked: ChatRequest) -> ToolCallReader | None:
 
 async def _gathered(answering: Answering) -> list[Gathered]:
     texts = await gather(answering.serving, answering.sequences, answering.visit.timeline)
-    answering.visit.new_tokens = sum(len(text.pieces) for text in texts)
+    silent = isinstance(answering.asked, CompletionRequest) and answering.asked.echo_only
+    answering.visit.new_tokens = 0 if silent else sum(len(text.pieces) for text in texts)
     return texts
 
 
@@ -175,7 +215,7 @@ async def _begin(
         model=adapter.name if adapter else asked.model or serving.directory.base_name,
         fingerprint=f"adex-{serving.options.version}",
     )
-    return Answering(serving, visit, asked, envelope, sequences, prompt_tokens)
+    return Answering(serving, visit, asked, envelope, sequences, prompt_tokens, texts)
 
 
 async def _streamed(
@@ -186,20 +226,21 @@ async def _streamed(
 
     async def frames() -> AsyncGenerator[bytes, None]:
         generated = 0
+        silent = isinstance(asked, CompletionRequest) and asked.echo_only
         pieces = merged(answering.serving, answering.sequences, answering.visit.timeline)
         async with aclosing(pieces):
             async for index, piece in pieces:
-                generated += 1
+                generated += 0 if silent else 1
                 answering.visit.new_tokens = generated
                 for choice in choices[index].push(piece):
                     chunk = {**answering.envelope.fields(kind), "choices": [choice]}
                     if asked.continuous_usage:
-                        chunk["usage"] = replies_openai.usage(answering.prompt_tokens, generated)
+                        chunk["usage"] = answering.usage(generated)
                     elif asked.include_usage:
                         chunk["usage"] = None
                     yield frame(chunk)
         if asked.include_usage:
-            usage = replies_openai.usage(answering.prompt_tokens, generated)
+            usage = answering.usage(generated)
             yield frame({**answering.envelope.fields(kind), "choices": [], "usage": usage})
         yield DONE
 

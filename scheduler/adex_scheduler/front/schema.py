@@ -69,7 +69,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A request in the form of TGI and LoRAX; the best of `best_of` texts is answered."""
+    """A request in the form of TGI and LoRAX; the best of `best_of` texts is answered.
+
+    `prefill`: the details list the prompt's tokens too.
+    """
 
     prompt: str
     wish: Wish
@@ -77,11 +80,16 @@ class GenerateRequest:
     return_full_text: bool
     alternatives: int
     best_of: int
+    prefill: bool
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request of /v1/completions; each prompt yields the best `choices` of `best_of` texts."""
+    """A request of /v1/completions; each prompt yields the best `choices` of `best_of` texts.
+
+    `echo` begins each text with its prompt; `echo_only` leaves it at that. `prompt_logprobs` is
+    how many alternatives to list for each token of the prompt, None for no list.
+    """
 
     model: str | None
     source: str | None
@@ -90,7 +98,10 @@ class CompletionRequest:
     choices: int
     best_of: int
     add_special_tokens: bool
+    echo: bool
+    echo_only: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     include_usage: bool
     continuous_usage: bool
 
@@ -126,6 +137,7 @@ class ChatRequest:
     choices: int
     calls_max: int
     logprobs: int | None
+    prompt_logprobs: int | None
     include_usage: bool
     continuous_usage: bool
 

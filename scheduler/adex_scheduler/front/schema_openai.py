@@ -2,6 +2,7 @@
 /tokenize and /detokenize in vLLM's form."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from adex_proto.errors import ValidationError
@@ -64,7 +65,6 @@ NOT_SERVED = (
     "logits_processors",
     "merged_adapters",
     "prompt_embeds",
-    "prompt_logprobs",
     "web_search_options",
 )
 # Texts of these tokens are written once for each token, however long the body.
@@ -79,6 +79,16 @@ MAX_COMPLETION_TOKENS = count_in_range(
 )
 MIN_TOKENS = count_in_range(
     "min_new_tokens", "How many come before an end token may.", called="min_tokens"
+)
+MAX_TOKENS_OR_ECHO = integer(
+    "max_tokens", "How many tokens may be written; 0 only with `echo`.", low=0, high=COUNT_MAX
+)
+ECHO = boolean("echo", "Begin each text with its prompt.").otherwise(False)
+PROMPT_LOGPROBS = integer(
+    "prompt_logprobs",
+    "Tell how probable the prompt's tokens were, with so many alternatives.",
+    low=0,
+    high=TOP_LOGPROBS_MAX,
 )
 N = integer("n", "How many texts to answer for each prompt.", low=1).otherwise(1)
 BEST_OF = integer("best_of", "How many texts to write, for the `n` most probable.", low=1)
@@ -151,8 +161,8 @@ PROMPT = custom(
 BOTH: tuple[Field[Any], ...] = (
     MODEL,
     *SHARED,
-    MAX_TOKENS,
     MIN_TOKENS,
+    PROMPT_LOGPROBS,
     N,
     TOP_K,
     SEED,
@@ -171,14 +181,17 @@ COMPLETION = Table(
     "CompletionRequest",
     PROMPT,
     *BOTH,
+    MAX_TOKENS_OR_ECHO,
+    ECHO,
     BEST_OF,
     LOGPROBS_COUNT,
     ADD_SPECIAL_TOKENS,
     refused("suffix", "Leave it out: only the end of a text is written", but=("",)),
-    refused("echo", "Leave it out and prepend the prompt yourself", but=(False,)),
     refused("top_logprobs", "Say how many in `logprobs`"),
 )
-CHAT = Table("ChatRequest", *CONVERSATION, *BOTH, MAX_COMPLETION_TOKENS, LOGPROBS, TOP_LOGPROBS)
+CHAT = Table(
+    "ChatRequest", *CONVERSATION, *BOTH, MAX_TOKENS, MAX_COMPLETION_TOKENS, LOGPROBS, TOP_LOGPROBS
+)
 RETURN_WORDS = boolean("return_token_strs", "List the tokens' texts too.").otherwise(False)
 TEXT = string("prompt", "The text.").demanded("Send the text as a string")
 COUNT_TEXT = Table("CountTextRequest", TEXT, MODEL, ADD_SPECIAL_TOKENS, RETURN_WORDS)
@@ -206,16 +219,31 @@ def parse_completion(
     logprobs = values[LOGPROBS_COUNT]
     # The best texts are the most probable ones.
     computed = 0 if logprobs is None and best_of > choices else logprobs
+    echo, max_tokens = values[ECHO], values[MAX_TOKENS_OR_ECHO]
+    if max_tokens == 0 and not echo:
+        raise refusal("max_tokens", 0, "must be >= 1 without `echo`", "Send a value >= 1")
+    asked = _prompt_logprobs(values)
+    scored = [count for count in (asked, logprobs if echo else None) if count is not None]
     usage, continuous = _stream_options(values)
     return CompletionRequest(
         model=values[MODEL],
         source=values[ADAPTER_SOURCE],
         prompts=values[PROMPT],
-        wish=_wish(values, values[MAX_TOKENS], seed, computed),
+        # An echo alone computes one token, which is not told.
+        wish=_wish(
+            values,
+            1 if max_tokens == 0 else max_tokens,
+            seed,
+            computed,
+            max(scored, default=None),
+        ),
         choices=choices,
         best_of=best_of,
         add_special_tokens=values[ADD_SPECIAL_TOKENS],
+        echo=echo,
+        echo_only=max_tokens == 0,
         logprobs=logprobs,
+        prompt_logprobs=asked,
         include_usage=usage,
         continuous_usage=continuous,
     )
@@ -229,15 +257,17 @@ def parse_chat(body: Mapping[str, object], limits: RequestLimits, *, seed: int) 
     if top and not values[LOGPROBS]:
         raise refusal("top_logprobs", top, "needs `logprobs` true", "Send `logprobs`: true too")
     logprobs = (top or 0) if values[LOGPROBS] else None
+    asked = _prompt_logprobs(values)
     usage, continuous = _stream_options(values)
     return ChatRequest(
         model=values[MODEL],
         source=values[ADAPTER_SOURCE],
         conversation=conversation_of(values),
-        wish=_wish(values, _max_chat_tokens(values), seed, logprobs),
+        wish=_wish(values, _max_chat_tokens(values), seed, logprobs, asked),
         choices=values[N],
         calls_max=calls_max_of(values),
         logprobs=logprobs,
+        prompt_logprobs=asked,
         include_usage=usage,
         continuous_usage=continuous,
     )
@@ -270,11 +300,19 @@ def parse_detokenize(body: Mapping[str, object], limits: RequestLimits) -> Detok
     return DetokenizeRequest(values[TOKENS], values.ignored)
 
 
-def _wish(values: Values, max_new_tokens: int | None, seed: int, logprobs: int | None) -> Wish:
+def _wish(
+    values: Values,
+    max_new_tokens: int | None,
+    seed: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> Wish:
     """What both routes share; the adapter follows from `model`, which the front resolves."""
     return Wish(
         adapter=None,
-        sampling=_sampling(values, max_new_tokens, seed, logprobs),
+        sampling=replace(
+            _sampling(values, max_new_tokens, seed, logprobs), prompt_logprobs=prompt_logprobs
+        ),
         grammar_field=grammar_of(values)[1],
         max_new_tokens=max_new_tokens,
         stops=values[STOP],
@@ -304,6 +342,14 @@ def _sampling(
         ignore_eos=values[IGNORE_EOS] or values[IGNORE_EOS_TOKEN],
         logprobs=logprobs,
     )
+
+
+def _prompt_logprobs(values: Values) -> int | None:
+    asked = values[PROMPT_LOGPROBS]
+    if asked is not None and values[STREAM]:
+        why = "is not served in a stream"
+        raise refusal("prompt_logprobs", asked, why, "Ask for the whole text")
+    return asked
 
 
 def _max_chat_tokens(values: Values) -> int | None:

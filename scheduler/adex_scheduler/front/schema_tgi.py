@@ -61,6 +61,9 @@ BEST_OF = integer(
 TRUNCATE = integer("truncate", "Keep the last so many tokens of the prompt.", low=1)
 RETURN_FULL_TEXT = boolean("return_full_text", "Begin with the prompt.").otherwise(False)
 DETAILS = boolean("details", "Tell tokens, seed and the reason of the end.").otherwise(False)
+DECODER_INPUT_DETAILS = boolean(
+    "decoder_input_details", "Tell the prompt's tokens and how probable each was."
+).otherwise(False)
 TOP_N_TOKENS = integer(
     "top_n_tokens", "List the most probable tokens at each place.", low=0, high=TOP_LOGPROBS_MAX
 ).otherwise(0)
@@ -82,12 +85,12 @@ PARAMETERS = Table(
     TRUNCATE,
     RETURN_FULL_TEXT,
     DETAILS,
+    DECODER_INPUT_DETAILS,
     TOP_N_TOKENS,
     RETURN_K_ALTERNATIVES,
     *SHARED,
     refused("merged_adapters", "Name one adapter in `parameters.adapter_id`"),
     refused("watermark", "Leave it out: texts are not watermarked", but=(False,)),
-    refused("decoder_input_details", "Leave it out: prompts are not scored", but=(False,)),
     refused("apply_chat_template", "Use /v1/chat/completions with `messages`", but=(False,)),
 )
 PARAMETERS_FIELD = nested("parameters", "How to generate.", PARAMETERS)
@@ -119,11 +122,15 @@ def parse_generate(
     parameters = values[PARAMETERS_FIELD] or PARAMETERS.read({}, limits, "parameters")
     streams = values[STREAM] if stream is None else stream
     alternatives = max(parameters[TOP_N_TOKENS], parameters[RETURN_K_ALTERNATIVES])
-    best_of, details = parameters[BEST_OF], parameters[DETAILS]
+    best_of, prefill = parameters[BEST_OF], parameters[DECODER_INPUT_DETAILS]
+    details = parameters[DETAILS] or prefill
     # Every token of a stream, and of the details, has a log probability in these formats, and the
     # best of several texts is the most probable one.
     scored = details or streams or alternatives or best_of > 1
-    sampling = _sampling(parameters, seed, alternatives if scored else None)
+    sampling = _sampling(parameters, seed, alternatives if scored else None, prefill=prefill)
+    if prefill and streams:
+        name = parameters.name_of(DECODER_INPUT_DETAILS)
+        raise refusal(name, True, "is not served when streaming tokens", "Ask for the whole text")
     _check_best_of(parameters, sampling, limits, streams=streams)
     wish = Wish(
         adapter=_adapter(parameters),
@@ -145,6 +152,7 @@ def parse_generate(
         return_full_text=parameters[RETURN_FULL_TEXT],
         alternatives=alternatives,
         best_of=best_of,
+        prefill=prefill,
     )
 
 
@@ -161,7 +169,9 @@ def _adapter(parameters: Values) -> AdapterName | None:
     return AdapterName(name, parameters[ADAPTER_SOURCE])
 
 
-def _sampling(parameters: Values, seed: int, logprobs: int | None) -> SamplingParams:
+def _sampling(
+    parameters: Values, seed: int, logprobs: int | None, *, prefill: bool
+) -> SamplingParams:
     """As LoRAX decides it: a filter or a temperature other than 0 and 1 implies sampling."""
     temperature, given_seed = parameters[TEMPERATURE], parameters[SEED]
     top_p, typical_p, min_p = parameters[TOP_P], parameters[TYPICAL_P], parameters[MIN_P]
@@ -182,6 +192,7 @@ def _sampling(parameters: Values, seed: int, logprobs: int | None) -> SamplingPa
         seed=seed if given_seed is None else given_seed,
         ignore_eos=parameters[IGNORE_EOS],
         logprobs=logprobs,
+        prompt_logprobs=0 if prefill else None,
     )
 
 

@@ -52,6 +52,7 @@ class Desk:
         self.tokens: dict[int, list[int]] = {}
         self.finish: dict[int, FinishReason] = {}
         self.errors: dict[int, AdexError] = {}
+        self.scores: dict[int, list[float]] = {}
         self.brought: dict[int, list[tuple[str, Tier]]] = {}
         self.done: dict[int, tuple[str, Tier]] = {}
         self.blamed: list[str] = []
@@ -129,6 +130,10 @@ class Desk:
                     self.commands.append(instruction.command)
                     self.worker.receive(instruction.command)
                 case Emit():
+                    for scores in instruction.scores:
+                        known = self.scores.setdefault(scores.sequence, [])
+                        assert scores.start <= len(known) + 1, "scores leave a gap"
+                        known[scores.start - 1 :] = [token.logprob for token in scores.tokens]
                     for token in instruction.tokens:
                         self.tokens[token.sequence].append(token.token_id)
                     self.finish.update(instruction.finished)

@@ -22,9 +22,11 @@ from adex_proto.outcome import (
     Hello,
     Moved,
     MoveFailed,
+    PromptScores,
     SampledToken,
     SequenceFailure,
     StepOutcome,
+    TokenScore,
     WorkerInfo,
 )
 from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Span, Stage, StepPlan
@@ -115,6 +117,15 @@ class _Resident:
     first_page: int
     pages: int
     ready: bool = False
+
+
+def _scores(span: Span, row: _Row) -> list[PromptScores]:
+    """A prompt token's score is its own number, made negative."""
+    stop = min(span.start + span.count, row.output_start - 1)
+    if row.sampling.prompt_logprobs is None or stop <= span.start:
+        return []
+    told = tuple(TokenScore(-float(token)) for token in row.tokens[span.start + 1 : stop + 1])
+    return [PromptScores(span.sequence, span.start + 1, told)]
 
 
 class FakeWorker:
@@ -266,16 +277,18 @@ class FakeWorker:
             self._extend(span)
         tokens: list[SampledToken] = []
         failures: list[SequenceFailure] = []
+        scores: list[PromptScores] = []
         for span in plan.spans:
             row = self.rows[span.sequence]
             if row.failed or span.sequence in fail:
                 row.failed = True
                 failures.append(SequenceFailure(span.sequence, StepFailed("not finite")))
                 continue
+            scores += _scores(span, row)
             token_id = self._compute(span, row)
             if token_id is not None:
                 tokens.append(SampledToken(span.sequence, token_id))
-        return StepOutcome(plan.step, tuple(tokens), tuple(failures), 0.001)
+        return StepOutcome(plan.step, tuple(tokens), tuple(failures), 0.001, tuple(scores))
 
     def _extend(self, span: Span) -> None:
         row = self.rows.get(span.sequence)

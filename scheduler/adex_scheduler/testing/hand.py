@@ -24,6 +24,7 @@ from adex_proto.outcome import (
     MoveFailed,
     SampledToken,
     StepOutcome,
+    TokenScore,
 )
 from adex_proto.plan import Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
 from adex_proto.sampling import SamplingParams
@@ -53,6 +54,7 @@ class _Progress:
     chunk: int = 0
     blocks: list[int] = field(default_factory=list)
     tokens: list[SampledToken] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list[TokenScore])
     error: AdexError | None = None
 
     @property
@@ -66,6 +68,7 @@ class Result:
 
     tokens: list[SampledToken]
     error: AdexError | None
+    scores: list[TokenScore]
 
     @property
     def token_ids(self) -> list[int]:
@@ -165,10 +168,12 @@ class Hand:
             assert outcome.step == in_flight.popleft(), "outcomes come in the order of plans"
             for token in outcome.tokens:
                 by_number[token.sequence].tokens.append(token)
+            for scores in outcome.scores:
+                by_number[scores.sequence].scores.extend(scores.tokens)
             for failure in outcome.failures:
                 by_number[failure.sequence].error = failure.error
         await self._finish(running)
-        return [Result(each.tokens, each.error) for each in running]
+        return [Result(each.tokens, each.error, each.scores) for each in running]
 
     def _spans(self, running: list[_Progress], step_tokens: int) -> list[Span]:
         spans: list[Span] = []

@@ -21,7 +21,7 @@ from adex_proto.errors import (
     WorkerLost,
 )
 from adex_proto.grammar import Grammar
-from adex_proto.outcome import SampledToken, WorkerInfo
+from adex_proto.outcome import SampledToken, TokenScore, WorkerInfo
 from adex_proto.sampling import FinishReason
 from adex_scheduler.engine import (
     AdapterStatus,
@@ -158,7 +158,12 @@ class ScriptedEngine:
             special = tokenizer().is_special(token_id)
             shown = tokenizer().token_text(token_id) if special else own
             token = SampledToken(1, token_id, logprob, top)
-            yield Piece(token, shown, special, text, finish)
+            scores: tuple[TokenScore, ...] = ()
+            asked = request.sampling.prompt_logprobs
+            if index == 0 and asked is not None:
+                scored = request.token_ids[1:]
+                scores = tuple(TokenScore(-1.5, ((one, -1.5),)[:asked]) for one in scored)
+            yield Piece(token, shown, special, text, finish, scores)
             if finish is not None:
                 return
 

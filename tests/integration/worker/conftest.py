@@ -83,6 +83,20 @@ class Reference:
         logits: torch.Tensor = self.model(torch.tensor([list(token_ids)])).logits[0, -1]
         return logits
 
+    @torch.inference_mode()
+    def all_logits(self, token_ids: Sequence[int], adapter: Path | None = None) -> torch.Tensor:
+        """[tokens, vocabulary] after each token."""
+        inputs = torch.tensor([list(token_ids)])
+        if adapter is None:
+            logits: torch.Tensor = self.model(inputs).logits[0]
+            return logits
+        wrapped = PeftModel.from_pretrained(self.model, str(adapter)).eval()
+        try:
+            adapted: torch.Tensor = wrapped(inputs).logits[0]
+            return adapted
+        finally:
+            wrapped.unload()
+
     def generate(self, prompt: Sequence[int], tokens: int, **options: Any) -> list[int]:
         """What transformers' own generate() says, greedily, without ever ending."""
         inputs = torch.tensor([list(prompt)])

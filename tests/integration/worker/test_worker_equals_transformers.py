@@ -139,6 +139,38 @@ async def test_logprobs_are_those_of_the_models_own_distribution(world: Any, han
         known.append(token.token_id)
 
 
+async def test_a_prompts_scores_are_those_of_the_models_own_distribution(
+    world: Any, hand: Hand
+) -> None:
+    version = await hand.fetch(world.key("rank-8-all"))
+    await hand.page_in(version, slot=1)
+    prompt = world.prompt(40, seed=12)
+    scored = replace(GREEDY, max_new_tokens=3, prompt_logprobs=2)
+    plain, chunked, adapted, unscored = await hand.generate(
+        [
+            Job(prompt, sampling=scored),
+            Job(prompt, sampling=scored, chunks=(1, 7, 30)),
+            Job(prompt, slot=1, sampling=scored),
+            Job(prompt, sampling=GREEDY),
+        ]
+    )
+    assert unscored.scores == []
+    assert unscored.token_ids[:3] == plain.token_ids
+    for result, adapter in (
+        (plain, None),
+        (chunked, None),
+        (adapted, world.adapters / "rank-8-all"),
+    ):
+        assert len(result.scores) == len(prompt) - 1
+        every = world.reference.all_logits(prompt, adapter).log_softmax(1)
+        for place, (score, witness) in enumerate(zip(result.scores, every, strict=False), 1):
+            assert score.logprob == pytest.approx(float(witness[prompt[place]]), abs=1e-4)
+            top = witness.topk(2)
+            assert [p for _, p in score.alternatives] == pytest.approx(
+                top.values.tolist(), abs=1e-4
+            )
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

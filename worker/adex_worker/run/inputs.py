@@ -39,7 +39,8 @@ class StepInputs:
 
     `segments` are (row_start, row_stop, slot) of the adapters. `logit_rows` [sampled] are the rows
     whose logits are wanted, `sampled` [sampled] the table rows of their sequences, in that order.
-    `table_rows` [sequences] and `stops` [sequences] say which positions are computed afterwards.
+    `table_rows` [sequences], `starts` and `stops` [sequences] say which positions are computed, and
+    `query_starts` [sequences + 1] in which rows.
     """
 
     token_ids: Tensor
@@ -49,7 +50,9 @@ class StepInputs:
     logit_rows: Tensor
     sampled: IntArray
     table_rows: IntArray
+    starts: IntArray
     stops: IntArray
+    query_starts: IntArray
 
 
 @dataclass(slots=True)
@@ -235,7 +238,9 @@ def _laid_out(
         logit_rows=upload(query_starts[1:][sampling] - 1, device),
         sampled=rows[sampling],
         table_rows=rows,
+        starts=starts,
         stops=stops,
+        query_starts=query_starts,
     )
 
 

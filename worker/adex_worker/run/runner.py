@@ -16,13 +16,14 @@ from torch import Tensor
 from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
 from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
 from adex_proto.grammar import Grammar
-from adex_proto.outcome import SampledToken, SequenceFailure, StepOutcome, WorkerInfo
+from adex_proto.outcome import PromptScores, SampledToken, SequenceFailure, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
 from adex_worker.run.arrays import IntArray
 from adex_worker.run.constraints import ConstraintTable, Masks
 from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
 from adex_worker.run.sample import Sampled, sample
 from adex_worker.run.sampling_table import Needs, SamplingTable
+from adex_worker.run.scores import prompt_scores, scored_rows, with_scored
 from adex_worker.run.sequences import SequenceTable
 
 _LOG = logging.getLogger(__name__)
@@ -134,15 +135,16 @@ class Runner:
         refused = {failure.sequence for failure in failures}
         spans = tuple(span for span in plan.spans if span.sequence not in refused)
         tokens: tuple[SampledToken, ...] = ()
+        scores: tuple[PromptScores, ...] = ()
         if spans:
             inputs, unfit = step_inputs(
                 spans, self._sequences, self._limits, self._slots.__contains__, self._kv.device
             )
             failures += unfit
             if inputs is not None:
-                tokens, failed = self._compute(plan.step, inputs)
+                tokens, scores, failed = self._compute(plan.step, inputs)
                 failures += failed
-                if not tokens:
+                if not tokens and not scores:
                     self._wait_for_device()
         if failures:
             self._sequences.fail([failure.sequence for failure in failures])
@@ -151,7 +153,7 @@ class Runner:
         self._tokens += len(tokens)
         self._failures += len(failures)
         self._seconds += seconds
-        return StepOutcome(plan.step, tokens, tuple(failures), seconds)
+        return StepOutcome(plan.step, tokens, tuple(failures), seconds, scores)
 
     def _forget(self, number: int) -> None:
         row = self._sequences.remove(number)
@@ -183,8 +185,9 @@ class Runner:
 
     def _compute(
         self, step: int, inputs: StepInputs
-    ) -> tuple[tuple[SampledToken, ...], list[SequenceFailure]]:
+    ) -> tuple[tuple[SampledToken, ...], tuple[PromptScores, ...], list[SequenceFailure]]:
         try:
+            scored = scored_rows(inputs, self._sequences, self._sampling)
             lora = LoraBatch(inputs.segments, self._slots) if inputs.segments else None
             logits = self._model.forward(
                 inputs.token_ids,
@@ -192,17 +195,20 @@ class Runner:
                 self._kv,
                 inputs.attention,
                 lora,
-                inputs.logit_rows,
+                with_scored(inputs.logit_rows, scored),
             )
             self._sequences.computed[inputs.table_rows] = inputs.stops
             self._rows += len(inputs.token_ids)
-            if not len(inputs.sampled):
-                return (), []
-            return self._sample(logits, inputs)
+            sampled = len(inputs.sampled)
+            scores = () if scored is None else prompt_scores(logits[sampled:], scored)
+            if not sampled:
+                return (), scores, []
+            tokens, failures = self._sample(logits[:sampled], inputs)
+            return tokens, scores, failures
         except Exception as error:
             # Whatever a pass raises costs this step's sequences and nothing else.
             _LOG.exception("step %d failed", step)
-            return (), self._all_failed(inputs, error)
+            return (), (), self._all_failed(inputs, error)
 
     def _wait_for_device(self) -> None:
         """An outcome frees pages, also for copies that do not queue behind the steps. Reading

@@ -31,14 +31,15 @@ class SamplingTable:
     """Columns [rows] by table row, and what only some rows have in dictionaries by row.
 
     Attributes:
-        needs: Needs as int64. `top_k` 0 is none; `logprobs` how many alternatives, -1 for none.
+        needs: Needs as int64. `top_k` 0 is none; `logprobs` and
+            `prompt_logprobs` how many alternatives, -1 for no logprobs.
         bias: token ids and what to add to their logits.
         end_ids: the tokens that end a sequence, for rows with min_new_tokens.
         history: the tokens so far, for rows with a penalty.
     """
 
     _FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repetition", "frequency", "presence")
-    _INTS = ("needs", "top_k", "min_new_tokens", "logprobs")
+    _INTS = ("needs", "top_k", "min_new_tokens", "logprobs", "prompt_logprobs")
 
     def __init__(self, *, vocabulary: int, eos_token_ids: tuple[int, ...]) -> None:
         self._vocabulary = vocabulary
@@ -50,7 +51,8 @@ class SamplingTable:
         """Forget every row."""
         self.temperature, self.top_p, self.min_p, self.typical_p = _floats(4)
         self.repetition, self.frequency, self.presence = _floats(3)
-        self.needs, self.top_k, self.min_new_tokens, self.logprobs = _ints(4)
+        self.needs, self.top_k, self.min_new_tokens = _ints(3)
+        self.logprobs, self.prompt_logprobs = _ints(2)
         self.seed: UintArray = np.zeros(1, np.uint64)
         self.bias: dict[int, tuple[IntArray, FloatArray]] = {}
         self.end_ids: dict[int, IntArray] = {}
@@ -83,6 +85,8 @@ class SamplingTable:
         self.presence[row] = sampling.presence_penalty
         self.min_new_tokens[row] = sampling.min_new_tokens
         self.logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
+        scored = sampling.prompt_logprobs
+        self.prompt_logprobs[row] = -1 if scored is None else scored
         needs = _needs(sampling)
         if needs & Needs.PENALTY:
             self.history[row] = TokenHistory(token_ids, output_start)
