@@ -14,7 +14,7 @@ from adex_proto.v1 import generate_pb2
 from adex_scheduler.__main__ import main as scheduler_main
 from adex_scheduler.front.ports import FrontOptions, Serving
 from adex_scheduler.front.rest import create_app
-from adex_scheduler.front.rpc import status_of as rpc_status_of
+from adex_scheduler.front.rpc_call import status_of as rpc_status_of
 from adex_scheduler.front.schema_openai import HARMLESS
 from adex_scheduler.front.statuses import Family, status_of
 from adex_scheduler.front.tenants import Directory

@@ -44,6 +44,21 @@ class GenerationStub(object):
                 request_serializer=adex__proto_dot_v1_dot_generate__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=adex__proto_dot_v1_dot_generate__pb2.GenerateEvent.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/adex.v1.Generation/Chat',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.ChatRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.ChatEvent.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/adex.v1.Generation/Tokenize',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.TokenizeReply.FromString,
+                _registered_method=True)
+        self.ModelInfo = channel.unary_unary(
+                '/adex.v1.Generation/ModelInfo',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.ModelInfoRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.ModelInfoReply.FromString,
+                _registered_method=True)
         self.ListAdapters = channel.unary_unary(
                 '/adex.v1.Generation/ListAdapters',
                 request_serializer=adex__proto_dot_v1_dot_generate__pb2.ListAdaptersRequest.SerializeToString,
@@ -68,6 +83,28 @@ class GenerationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Chat(self, request, context):
+        """The answer to a conversation, through the model's own template, as its text comes. Fields mean what
+        they mean in POST /v1/chat/completions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """The tokens of a text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelInfo(self, request, context):
+        """The model and the server's limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAdapters(self, request, context):
         """The adapters this server can name: aliases, those under its roots, those already asked for.
         """
@@ -87,6 +124,21 @@ def add_GenerationServicer_to_server(servicer, server):
                     servicer.GenerateStream,
                     request_deserializer=adex__proto_dot_v1_dot_generate__pb2.GenerateRequest.FromString,
                     response_serializer=adex__proto_dot_v1_dot_generate__pb2.GenerateEvent.SerializeToString,
+            ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.ChatRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.ChatEvent.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.TokenizeRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.TokenizeReply.SerializeToString,
+            ),
+            'ModelInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelInfo,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.ModelInfoRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.ModelInfoReply.SerializeToString,
             ),
             'ListAdapters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAdapters,
@@ -159,6 +211,87 @@ class Generation(object):
             _registered_method=True)
 
     @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Generation/Chat',
+            adex__proto_dot_v1_dot_generate__pb2.ChatRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.ChatEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adex.v1.Generation/Tokenize',
+            adex__proto_dot_v1_dot_generate__pb2.TokenizeRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.TokenizeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adex.v1.Generation/ModelInfo',
+            adex__proto_dot_v1_dot_generate__pb2.ModelInfoRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.ModelInfoReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListAdapters(request,
             target,
             options=(),
@@ -175,6 +308,354 @@ class Generation(object):
             '/adex.v1.Generation/ListAdapters',
             adex__proto_dot_v1_dot_generate__pb2.ListAdaptersRequest.SerializeToString,
             adex__proto_dot_v1_dot_generate__pb2.ListAdaptersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AdaptersStub(object):
+    """Control of adapters, as under /v1/adapters. Each call tells of every tier the adapter reaches; the last
+    event is `done` and carries the adapter. Preload and Prefetch are for everyone; the others need the
+    server's admin key, as `authorization: Bearer <key>` in the metadata. Who cancels gives a preload up;
+    the rest goes on.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.List = channel.unary_unary(
+                '/adex.v1.Adapters/List',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.ListAdaptersReply.FromString,
+                _registered_method=True)
+        self.Preload = channel.unary_stream(
+                '/adex.v1.Adapters/Preload',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+                _registered_method=True)
+        self.Prefetch = channel.unary_stream(
+                '/adex.v1.Adapters/Prefetch',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_stream(
+                '/adex.v1.Adapters/Pin',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_stream(
+                '/adex.v1.Adapters/Unpin',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+                _registered_method=True)
+        self.Reload = channel.unary_stream(
+                '/adex.v1.Adapters/Reload',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+                _registered_method=True)
+        self.Unload = channel.unary_stream(
+                '/adex.v1.Adapters/Unload',
+                request_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+                _registered_method=True)
+
+
+class AdaptersServicer(object):
+    """Control of adapters, as under /v1/adapters. Each call tells of every tier the adapter reaches; the last
+    event is `done` and carries the adapter. Preload and Prefetch are for everyone; the others need the
+    server's admin key, as `authorization: Bearer <key>` in the metadata. Who cancels gives a preload up;
+    the rest goes on.
+    """
+
+    def List(self, request, context):
+        """The same list as Generation.ListAdapters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Preload(self, request, context):
+        """Bring the adapter to `tier`, as a request for it would.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """Bring it to host memory when nothing else is to be moved; answered at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Bring it to `tier` and keep whatever the name means there until it is unpinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reload(self, request, context):
+        """Resolve the name again now; requests under way finish with the version they have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unload(self, request, context):
+        """Forget the name, and let its version leave the device and host memory after those who use it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AdaptersServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.ListAdaptersReply.SerializeToString,
+            ),
+            'Preload': grpc.unary_stream_rpc_method_handler(
+                    servicer.Preload,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.SerializeToString,
+            ),
+            'Pin': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.SerializeToString,
+            ),
+            'Unpin': grpc.unary_stream_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.SerializeToString,
+            ),
+            'Reload': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.SerializeToString,
+            ),
+            'Unload': grpc.unary_stream_rpc_method_handler(
+                    servicer.Unload,
+                    request_deserializer=adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.FromString,
+                    response_serializer=adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'adex.v1.Adapters', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('adex.v1.Adapters', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Adapters(object):
+    """Control of adapters, as under /v1/adapters. Each call tells of every tier the adapter reaches; the last
+    event is `done` and carries the adapter. Preload and Prefetch are for everyone; the others need the
+    server's admin key, as `authorization: Bearer <key>` in the metadata. Who cancels gives a preload up;
+    the rest goes on.
+    """
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adex.v1.Adapters/List',
+            adex__proto_dot_v1_dot_generate__pb2.ListAdaptersRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.ListAdaptersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Preload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Adapters/Preload',
+            adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Adapters/Prefetch',
+            adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Adapters/Pin',
+            adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Adapters/Unpin',
+            adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Adapters/Reload',
+            adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adex.v1.Adapters/Unload',
+            adex__proto_dot_v1_dot_generate__pb2.AdapterRequest.SerializeToString,
+            adex__proto_dot_v1_dot_generate__pb2.AdapterEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""The generation that /generate, /generate_stream and the gRPC door have in common."""
+"""The generation that the gRPC door has in common with /generate, and with chats."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -8,6 +8,7 @@ from adex_proto.adapter import AdapterKey
 from adex_scheduler.engine import EngineRequest
 from adex_scheduler.front import replies_tgi
 from adex_scheduler.front.generation import (
+    CHAT_FIELDS,
     TGI_FIELDS,
     Timeline,
     choices_of,
@@ -17,8 +18,10 @@ from adex_scheduler.front.generation import (
     prepare,
 )
 from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.prompts import beside_if_long, rendered
+from adex_scheduler.front.replies_openai import finish_name, usage
 from adex_scheduler.front.replies_tgi import Told
-from adex_scheduler.front.schema import GenerateRequest
+from adex_scheduler.front.schema import AdapterName, ChatRequest, GenerateRequest
 from adex_scheduler.front.tenants import tenant_of
 
 
@@ -97,3 +100,51 @@ async def whole(serving: Serving, ask: Ask, timeline: Timeline) -> tuple[dict[st
         alternatives=asked.alternatives,
     )
     return reply, sum(len(text.pieces) for text in texts)
+
+
+async def chat_events(
+    serving: Serving, request: EngineRequest, timeline: Timeline
+) -> AsyncGenerator[dict[str, object], None]:
+    """The answer to a conversation as its text comes; the last event says why it ended."""
+    count = 0
+    async with aclosing(pieces_of(serving, request, timeline)) as pieces:
+        async for piece in pieces:
+            count += 1
+            last = piece.finish is not None
+            if piece.text or last:
+                yield {
+                    "content": piece.text,
+                    "finish_reason": finish_name(piece.finish, None) if piece.finish else None,
+                    "usage": usage(len(request.token_ids), count) if last else None,
+                }
+
+
+async def chat_request_of(
+    serving: Serving, asked: ChatRequest, *, request_id: str, credential: str | None
+) -> tuple[AdapterName | None, EngineRequest]:
+    """The adapter a chat names, and the engine's request. Raises as `ask_of` does."""
+    tenant = tenant_of(credential)
+    adapter = serving.directory.adapter_of_model(asked.model, asked.source)
+    request = await prepare(
+        serving,
+        asked.wish,
+        await rendered(serving.tokenizer, asked.conversation),
+        CHAT_FIELDS,
+        request_id=request_id,
+        tenant=tenant,
+        key=serving.directory.key_of(adapter, tenant, asked.wish.credential),
+        add_special_tokens=asked.conversation.add_special_tokens,
+    )
+    return adapter, request
+
+
+async def listed_tokens(
+    serving: Serving, text: str, add_special_tokens: bool
+) -> list[dict[str, object]]:
+    """Each token with its own part of the text."""
+
+    def tokens() -> list[dict[str, object]]:
+        spans = serving.tokenizer.encode_with_offsets(text, add_special_tokens)
+        return replies_tgi.tokenized(text, spans)
+
+    return await beside_if_long(len(text), tokens)

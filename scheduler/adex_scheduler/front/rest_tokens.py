@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from adex_scheduler.front import replies_tgi
+from adex_scheduler.front.asking import listed_tokens
 from adex_scheduler.front.generation import total_tokens_max
-from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.prompts import beside_if_long, rendered, token_ids_of
 from adex_scheduler.front.schema import CountRequest
 from adex_scheduler.front.schema_openai import (
@@ -17,8 +16,6 @@ from adex_scheduler.front.schema_openai import (
 )
 from adex_scheduler.front.schema_tgi import parse_tokenize
 from adex_scheduler.front.visit import SERVING, body_of_request, json_reply, visit_of
-
-Json = dict[str, object]
 
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
@@ -31,7 +28,7 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
         return await _counted(request, parse_count_text(body, limits))
     asked = parse_tokenize(body, limits)
     visit_of(request).ignored = asked.ignored
-    return json_reply(await _listed(serving, asked.text, asked.add_special_tokens))
+    return json_reply(await listed_tokens(serving, asked.text, asked.add_special_tokens))
 
 
 async def chat_tokenize(request: web.Request) -> web.StreamResponse:
@@ -40,7 +37,7 @@ async def chat_tokenize(request: web.Request) -> web.StreamResponse:
     asked = parse_chat_tokenize(body, serving.options.limits)
     visit_of(request).ignored = asked.ignored
     text = await rendered(serving.tokenizer, asked.conversation)
-    tokens = await _listed(serving, text, asked.conversation.add_special_tokens)
+    tokens = await listed_tokens(serving, text, asked.conversation.add_special_tokens)
     return json_reply({"tokenize_response": tokens, "templated_text": text})
 
 
@@ -52,16 +49,6 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
     known = [token_id for token_id in asked.token_ids if tokenizer.is_known(token_id)]
     text = await beside_if_long(len(known), lambda: tokenizer.decode_raw(known))
     return json_reply({"prompt": text})
-
-
-async def _listed(serving: Serving, text: str, add_special_tokens: bool) -> list[Json]:
-    """Each token with its own part of the text."""
-
-    def tokens() -> list[Json]:
-        spans = serving.tokenizer.encode_with_offsets(text, add_special_tokens)
-        return replies_tgi.tokenized(text, spans)
-
-    return await beside_if_long(len(text), tokens)
 
 
 async def _counted(request: web.Request, asked: CountRequest) -> web.StreamResponse:

@@ -1,107 +1,49 @@
-"""The gRPC door: the meaning of /generate and /generate_stream, through the same schema.
+"""The gRPC door: the meaning of the REST routes, through the same schema."""
 
-    error                                        status
-    validation, template_error                   INVALID_ARGUMENT
-    adapter_not_found                            NOT_FOUND
-    adapter_forbidden                            PERMISSION_DENIED
-    unauthorized                                 UNAUTHENTICATED
-    other adapter_*, rank_too_large, pin_refused FAILED_PRECONDITION
-    overloaded                                   RESOURCE_EXHAUSTED
-    shutting_down, source_unavailable, worker_lost   UNAVAILABLE
-    generation                                   ABORTED
-    protocol, anything else                      INTERNAL
-
-Trailing metadata names the error's stable code and field. A deadline or a caller who cancels ends
-the handler, and with it the sequence.
-"""
-
-import asyncio
-import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from time import monotonic
-from typing import Any, NoReturn, Self, cast
+from typing import Any, cast
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from adex_proto.errors import (
-    AdapterForbidden,
-    AdapterNotFound,
-    AdexError,
-    CallerError,
-    CapacityError,
-    Overloaded,
-    ServerError,
-    StepFailed,
-    TemplateError,
-    Unauthorized,
-    ValidationError,
-    WorkerLost,
-)
 from adex_proto.generate_codec import (
-    SERVICE_NAME,
-    adapters_message,
+    SERVICE_NAMES,
+    body_of_chat,
     body_of_request,
+    body_of_tokenize,
+    chat_event_message,
     event_message,
+    model_message,
     reply_message,
+    tokens_message,
 )
-from adex_proto.v1.generate_pb2_grpc import GenerationServicer, add_GenerationServicer_to_server
-from adex_scheduler.front.account import close_account, context_of, operation_of, request_id_of
-from adex_scheduler.front.asking import Ask, ask_of, events, whole
-from adex_scheduler.front.generation import Timeline
-from adex_scheduler.front.listing import adapter_cards
-from adex_scheduler.front.ports import Ended, Serving
-from adex_scheduler.front.schema_tgi import parse_generate
+from adex_proto.v1.generate_pb2_grpc import (
+    GenerationServicer,
+    add_AdaptersServicer_to_server,
+    add_GenerationServicer_to_server,
+)
+from adex_scheduler.front.asking import (
+    Ask,
+    ask_of,
+    chat_events,
+    chat_request_of,
+    events,
+    listed_tokens,
+    whole,
+)
+from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.rest_admin import info_of
+from adex_scheduler.front.rpc_adapters import Adapters, listed_adapters
+from adex_scheduler.front.rpc_call import Call, visited
+from adex_scheduler.front.schema_openai import parse_chat
+from adex_scheduler.front.schema_tgi import parse_generate, parse_tokenize
 
-LOG = logging.getLogger("adex.front")
-CLIENT_GONE = "cancelled"
 # Requests are prompts, replies are texts; neither comes near this.
 MESSAGE_BYTES_MAX = 16 * 2**20
-
-
-@dataclass(slots=True)
-class Call:
-    """One call: its name, the text metadata that came with it, and its clock."""
-
-    request_id: str
-    metadata: dict[str, str]
-    timeline: Timeline = field(default_factory=Timeline)
-    adapter: str = ""
-
-    @classmethod
-    def of(cls, context: Any) -> Self:
-        """A call that just arrived; a sane x-request-id of the caller's is kept."""
-        pairs = context.invocation_metadata() or ()
-        metadata = {str(key): value for key, value in pairs if isinstance(value, str)}
-        return cls(request_id_of(metadata), metadata)
-
-    def ended(self, method: str, status: str, code: str) -> Ended:
-        """The call as it is told when it is over."""
-        timeline = self.timeline
-        endpoint = f"grpc:{method}"
-        return Ended(
-            door="grpc",
-            method="grpc",
-            endpoint=endpoint,
-            operation=operation_of("grpc", endpoint),
-            status=status,
-            code=code,
-            request_id=self.request_id,
-            began_s=timeline.began_s,
-            ended_s=monotonic(),
-            first_token_s=timeline.first_token_s,
-            queue_s=timeline.queue_s,
-            prompt_tokens=sum(run.journey.prompt_tokens for run in timeline.runs),
-            new_tokens=sum(run.journey.generated for run in timeline.runs),
-            adapter=self.adapter,
-            runs=timeline.runs,
-            context=context_of(self.metadata),
-        )
 
 
 class Generation(GenerationServicer):
@@ -112,24 +54,51 @@ class Generation(GenerationServicer):
 
     async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802 - the wire's name
         """One whole reply."""
-        async with self._visit("Generate", context) as call:
+        async with visited(self._serving, "Generate", context) as call:
             ask = await self._ask(request, call, stream=False)
             reply, _ = await whole(self._serving, ask, call.timeline)
             return reply_message(reply)
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """One event for each token."""
-        async with self._visit("GenerateStream", context) as call:
+        async with visited(self._serving, "GenerateStream", context) as call:
             ask = await self._ask(request, call, stream=True)
             async with aclosing(events(self._serving, ask, call.timeline)) as told:
                 async for event in told:
                     yield event_message(event)
 
+    async def Chat(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """The answer to a conversation, as its text comes."""
+        serving = self._serving
+        async with visited(serving, "Chat", context) as call:
+            body, limits = body_of_chat(request), serving.options.limits
+            asked = parse_chat(body, limits, seed=secrets.randbits(63))
+            adapter, sequence = await chat_request_of(
+                serving, asked, request_id=call.request_id, credential=call.credential
+            )
+            call.adapter = adapter.name if adapter else ""
+            call.timeline.submitted_s = monotonic()
+            async with aclosing(chat_events(serving, sequence, call.timeline)) as told:
+                async for event in told:
+                    yield chat_event_message(event)
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The tokens of a text."""
+        async with visited(self._serving, "Tokenize", context):
+            asked = parse_tokenize(body_of_tokenize(request), self._serving.options.limits)
+            listed = await listed_tokens(self._serving, asked.text, asked.add_special_tokens)
+            return tokens_message(listed)
+
+    async def ModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The model and the limits."""
+        del request
+        async with visited(self._serving, "ModelInfo", context, counted=False):
+            return model_message(info_of(self._serving, self._serving.engine.info))
+
     async def ListAdapters(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Every adapter known."""
         del request
-        async with self._visit("ListAdapters", context, counted=False):
-            return adapters_message(await adapter_cards(self._serving))
+        return await listed_adapters(self._serving, "ListAdapters", context)
 
     async def _ask(self, request: Any, call: Call, *, stream: bool) -> Ask:
         serving = self._serving
@@ -143,68 +112,11 @@ class Generation(GenerationServicer):
             serving,
             asked,
             request_id=call.request_id,
-            credential=call.metadata.get("authorization"),
+            credential=call.credential,
         )
         call.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
         call.timeline.submitted_s = monotonic()
         return ask
-
-    @asynccontextmanager
-    async def _visit(
-        self, method: str, context: Any, *, counted: bool = True
-    ) -> AsyncGenerator[Call, None]:
-        """Count, measure and log one call; turn its error into a status."""
-        call, code, status = Call.of(context), "ok", grpc.StatusCode.OK
-        try:
-            await context.send_initial_metadata((("x-request-id", call.request_id),))
-            with self._serving.gate.entered() if counted else nullcontext():
-                yield call
-        except AdexError as error:
-            code, status = error.code, status_of(error)
-            await abort(context, error)
-        except (asyncio.CancelledError, GeneratorExit):
-            code, status = CLIENT_GONE, grpc.StatusCode.CANCELLED
-            raise
-        except Exception:
-            LOG.exception("the call %s failed in the server", method)
-            code, status = "internal", grpc.StatusCode.INTERNAL
-            await abort(context, ServerError("something went wrong in the server"))
-        finally:
-            close_account(self._serving, call.ended(method, status.name, code))
-
-
-async def abort(context: Any, error: AdexError) -> NoReturn:
-    """End the call with the error's status; its code, field and patience go behind it."""
-    metadata = [("adex-error-code", error.code)]
-    if error.field is not None:
-        metadata.append(("adex-error-field", error.field))
-    if error.retry_after_s is not None:
-        metadata.append(("retry-after-ms", str(round(error.retry_after_s * 1000))))
-    await context.abort(status_of(error), str(error), trailing_metadata=tuple(metadata))
-    raise AssertionError("abort raises")
-
-
-def status_of(error: AdexError) -> grpc.StatusCode:
-    """The gRPC status of an error; see the table above."""
-    match error:
-        case ValidationError() | TemplateError():
-            return grpc.StatusCode.INVALID_ARGUMENT
-        case AdapterNotFound():
-            return grpc.StatusCode.NOT_FOUND
-        case AdapterForbidden():
-            return grpc.StatusCode.PERMISSION_DENIED
-        case Unauthorized():
-            return grpc.StatusCode.UNAUTHENTICATED
-        case CallerError():
-            return grpc.StatusCode.FAILED_PRECONDITION
-        case Overloaded():
-            return grpc.StatusCode.RESOURCE_EXHAUSTED
-        case CapacityError() | WorkerLost():
-            return grpc.StatusCode.UNAVAILABLE
-        case StepFailed():
-            return grpc.StatusCode.ABORTED
-        case _:
-            return grpc.StatusCode.INTERNAL
 
 
 class RpcFront:
@@ -223,8 +135,9 @@ class RpcFront:
         # The asyncio servicer is re-exported where type checkers do not see it.
         self._health: Any = cast(Any, health).aio.HealthServicer()
         add_GenerationServicer_to_server(Generation(serving), self._server)  # type: ignore[no-untyped-call]
+        add_AdaptersServicer_to_server(Adapters(serving), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> int:
@@ -241,7 +154,7 @@ class RpcFront:
         """What the health service tells."""
         kinds = health_pb2.HealthCheckResponse
         status = kinds.SERVING if serving else kinds.NOT_SERVING
-        for name in ("", SERVICE_NAME):
+        for name in ("", *SERVICE_NAMES):
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
