@@ -19,7 +19,7 @@ from adex_scheduler.front.generation import (
 )
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.prompts import beside_if_long, rendered
-from adex_scheduler.front.replies_openai import finish_name, usage
+from adex_scheduler.front.replies_openai import finish_name
 from adex_scheduler.front.replies_tgi import Told
 from adex_scheduler.front.schema import AdapterName, ChatRequest, GenerateRequest
 from adex_scheduler.front.tenants import tenant_of
@@ -115,8 +115,17 @@ async def chat_events(
                 yield {
                     "content": piece.text,
                     "finish_reason": finish_name(piece.finish, None) if piece.finish else None,
-                    "usage": usage(len(request.token_ids), count) if last else None,
+                    "usage": _usage(request, count) if last else None,
                 }
+
+
+def _usage(request: EngineRequest, generated: int) -> dict[str, object]:
+    prompt = len(request.token_ids)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+    }
 
 
 async def chat_request_of(
