@@ -19,7 +19,7 @@ import torch
 
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.layout import Module, bundle_layout
-from adex_kernels.native import lora
+from adex_kernels.native import library
 from adex_worker import native
 from adex_worker.adapters.views import ResidentSlots, group_views
 from adex_worker.model.decoder import Decoder
@@ -75,17 +75,17 @@ def _ways(
     step: Callable[[LoraBatch | None], None],
     segments: list[tuple[int, int, int]],
     slots: ResidentSlots,
-    library: lora.Library | None,
+    native_library: library.Library | None,
     read: torch.Tensor,
 ) -> dict[str, Callable[[], object]]:
-    def through(chosen: lora.Library | None) -> None:
-        lora.register(chosen)
+    def through(chosen: library.Library | None) -> None:
+        library.register(chosen)
         step(LoraBatch(segments, slots))
 
     return {
         "base": lambda: step(None),
         "torch": lambda: through(None),
-        "native": lambda: through(library),
+        "native": lambda: through(native_library),
         "read": lambda: read.sum(),
     }
 
@@ -96,7 +96,7 @@ def main() -> None:
     decoder = load_model(model_dir, device=torch.device("cpu"), dtype="bfloat16")
     slots, sizes = _resident(decoder, max(adapters for adapters, _ in CASES))
     print("low-rank terms:", native.load(Path(tempfile.gettempdir())))
-    library = lora.registered()
+    found = library.registered()
     print(
         "threads adapters rows |  base ms torch ms native ms | added: torch  native  floor | gain"
     )
@@ -106,7 +106,7 @@ def main() -> None:
             each = rows // adapters
             segments = [(i * each, (i + 1) * each, i + 1) for i in range(adapters)]
             read = torch.ones(sum(sizes[:adapters]) // 4)
-            ways = _ways(_step(decoder, rows), segments, slots, library, read)
+            ways = _ways(_step(decoder, rows), segments, slots, found, read)
             for way in ways.values():
                 way()
             rounds = [{n: _seconds(w) for n, w in ways.items()} for _ in range(options.repeats)]

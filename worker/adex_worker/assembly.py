@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import get_token
-from torch import Tensor
 
+from adex_kernels.native.panels import Weight
 from adex_proto.errors import AdexError, ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_worker import native
@@ -61,7 +61,7 @@ def assemble(options: WorkerOptions) -> Worker:
     threads = _set_threads(options.threads)
     device = _device(options.device)
     started_s = time.monotonic()
-    lora_path = native.load(options.cache_dir) if device.type == "cpu" else "torch"
+    kernels_path = native.load(options.cache_dir) if device.type == "cpu" else "torch"
     decoder = _load(options, device)
     page_bytes = _page_bytes(decoder)
     budget = budget_of(_wishes(options), _machine(options.cache_dir, device), page_bytes)
@@ -108,7 +108,7 @@ def assemble(options: WorkerOptions) -> Worker:
             f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
             f" parameters, {info.dtype}) on {info.device} with {threads} threads;"
             f" pool {as_size(budget.pool_bytes)} in {info.pages} pages of"
-            f" {as_size(info.page_bytes)}; lora: {lora_path};"
+            f" {as_size(info.page_bytes)}; kernels: {kernels_path};"
             f" loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )
@@ -149,6 +149,7 @@ def _load(options: WorkerOptions, device: torch.device) -> Decoder:
             device=device,
             dtype=dtype,
             revision=options.revision,
+            int8=options.int8,
             progress=progress_bar() if sys.stderr.isatty() else progress_lines(),
         )
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -314,7 +315,7 @@ def _info(options: WorkerOptions, decoder: Decoder, budget: Budget) -> WorkerInf
 
 def _parameters(weights: ModelWeights) -> int:
     """Numbers in the model; a head that is the embedding counts once."""
-    tensors: list[Tensor | None] = [weights.embedding, weights.norm, weights.head]
+    tensors: list[Weight | None] = [weights.embedding, weights.norm, weights.head]
     for layer in weights.layers:
         tensors += [getattr(layer, field.name) for field in fields(layer)]
     # Optional weights come as None.

@@ -34,6 +34,7 @@ class WorkerOptions:
     listen: str
     device: str
     dtype: str | None
+    int8: bool
     device_bytes: int | None
     host_bytes: int | None
     disk_bytes: int | None
@@ -95,6 +96,7 @@ def parse_options(
         listen=_checked_address(given.listen),
         device=given.device,
         dtype=None if given.dtype == "auto" else given.dtype,
+        int8=given.weights == "int8",
         device_bytes=given.device_memory,
         host_bytes=given.host_memory,
         disk_bytes=given.disk_memory,
@@ -133,6 +135,13 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--listen", "127.0.0.1:50051", "host:port or unix:///path")
     add("--device", "auto", "auto, cpu, cuda or cuda:N")
     add("--dtype", "auto", f"one of {', '.join(DTYPES)}", choices=DTYPES)
+    widths = ("auto", "int8")
+    add(
+        "--weights",
+        "auto",
+        "auto: the linears in the dtype; int8: rounded to eight bits, on a CPU",
+        choices=widths,
+    )
     add("--device-memory", "auto", "pool of KV blocks and adapters, beside the weights", **size)
     add("--host-memory", "auto", "adapters kept in host memory", **size)
     add("--disk-memory", "auto", "converted adapters kept on disk", **size)

@@ -11,10 +11,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from adex_kernels.native import lora
+from adex_kernels.native import library
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ COMPILERS = ("cc", "gcc", "clang")
 # None of these may let the compiler reorder sums: a row's bits must not depend on its batch.
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fopenmp")
 _COMPILE_S_MAX = 60.0
+_UNITS = ("lora.c", "step.c")
 # Of /proc/cpuinfo, on x86 and on ARM.
 _PROCESSOR_KEYS = (
     "vendor_id",
@@ -35,20 +38,20 @@ _PROCESSOR_KEYS = (
 
 
 def load(cache_dir: Path) -> str:
-    """Register the compiled low-rank terms, compiling them where `cache_dir` has none yet.
+    """Register the compiled kernels, compiling them where `cache_dir` has none yet.
 
     Returns: what computes them from now on, for the operator. ADEX_NATIVE=0 leaves them to torch.
     """
-    lora.register(None)
+    library.register(None)
     if os.environ.get("ADEX_NATIVE", "1") == "0":
         return "torch"
     try:
-        library = lora.Library(ctypes.CDLL(str(_compiled(cache_dir / "native"))))
+        found = library.Library(ctypes.CDLL(str(_compiled(cache_dir / "native"))))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        _LOG.info("low-rank terms stay with torch, which is slower: %s", _reason(error))
+        _LOG.info("steps stay with torch, which is slower: %s", _reason(error))
         return "torch"
-    lora.register(library)
-    return f"native {library.target}"
+    library.register(found)
+    return f"native {found.target}"
 
 
 def _compiled(folder: Path) -> Path:
@@ -57,25 +60,44 @@ def _compiled(folder: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError(f"there is no C compiler here ({', '.join(COMPILERS)})")
     openmp = _openmp()
-    source = resources.files("adex_kernels").joinpath("native", "lora.c").read_bytes()
+    sources = _sources()
     version = _run(compiler, "--version")
     identity = "\0".join((compiler, version, *FLAGS, str(openmp), _processor()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = folder.stat()
     if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
         raise PermissionError(f"others may write {folder}, so nothing in it is run")
-    path = folder / f"{hashlib.sha256(identity.encode() + source).hexdigest()[:32]}.so"
+    content = b"\0".join((identity.encode(), *sources.values()))
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.so"
     if path.exists():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        code, compiled, linked = (Path(work, name) for name in ("lora.c", "lora.o", "lora.so"))
-        code.write_bytes(source)
-        _run(compiler, *FLAGS, "-c", str(code), "-o", str(compiled))
+        for name, source in sources.items():
+            Path(work, name).write_bytes(source)
+        units = [Path(work, name) for name in _UNITS for _ in library.TYPES]
+        kinds = [*range(len(library.TYPES))] * len(_UNITS)
+        with ThreadPoolExecutor() as compilers:
+            objects = list(compilers.map(partial(_object, compiler), units, kinds))
+        linked = Path(work, "adex.so")
         # Linked to the very OpenMP that torch has loaded: two would have two pools of threads.
-        _run(compiler, "-shared", str(compiled), str(openmp), "-o", str(linked))
+        _run(compiler, "-shared", *objects, str(openmp), "-lm", "-o", str(linked))
         # Another worker that compiles the same puts the same there.
         os.replace(linked, path)
     return path
+
+
+def _sources() -> dict[str, bytes]:
+    """The C files by name."""
+    folder = resources.files("adex_kernels").joinpath("native")
+    files = [each for each in folder.iterdir() if each.name.endswith((".c", ".h"))]
+    return {each.name: each.read_bytes() for each in sorted(files, key=lambda each: each.name)}
+
+
+def _object(compiler: str, unit: Path, kind: int) -> str:
+    """`unit` compiled for one type of element."""
+    result = unit.with_suffix(f".{kind}.o")
+    _run(compiler, *FLAGS, f"-DTYPE={kind}", "-c", str(unit), "-o", str(result))
+    return str(result)
 
 
 def _openmp() -> Path:

@@ -42,6 +42,7 @@ class ServeOptions:
     adapter_source: str | None = None
     s3_adapter_roots: tuple[str, ...] = ()
     use_server_hf_token: bool = False
+    weights: str = "auto"
 
     def worker_arguments(self, address: str) -> list[str]:
         """The flags of the worker, which listens at `address`."""
@@ -58,6 +59,7 @@ class ServeOptions:
             ("--model-id", self.model_id),
             ("--device", self.device),
             ("--dtype", self.dtype),
+            ("--weights", self.weights),
             ("--device-memory", self.device_memory),
             ("--host-memory", self.host_memory),
             ("--disk-memory", self.disk_memory),
@@ -173,6 +175,10 @@ def _dtype(text: str) -> str:
     return _one_of(text, "auto", "float32", "bfloat16", "float16")
 
 
+def _weights(text: str) -> str:
+    return _one_of(text, "auto", "int8")
+
+
 def _device(text: str) -> str:
     return text if re.fullmatch(r"cuda:\d+", text) else _one_of(text, "auto", "cpu", "cuda")
 
@@ -207,6 +213,7 @@ _FLAGS = (
     _Flag("grpc-port", _port, "PORT", "port of the gRPC API, 0 for any", 9090),
     _Flag("device", _device, "DEVICE", "auto, cpu, cuda or cuda:N", "auto"),
     _Flag("dtype", _dtype, "DTYPE", "auto, float32, bfloat16 or float16", "auto"),
+    _Flag("weights", _weights, "BITS", "auto, or int8 to round the linears on a CPU", "auto"),
     _Flag("device-memory", _size, "SIZE", "device pool for KV cache and adapters, like 2GiB"),
     _Flag("host-memory", _size, "SIZE", "host memory for adapters"),
     _Flag("disk-memory", _size, "SIZE", "disk space for adapters"),
@@ -302,6 +309,7 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         adapter_source=values["adapter-source"],
         s3_adapter_roots=tuple(values["s3-adapter-root"]),
         use_server_hf_token=values["use-server-hf-token"],
+        weights=values["weights"],
     )
 
 

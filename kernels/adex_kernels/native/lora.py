@@ -1,29 +1,25 @@
-"""The compiled low-rank terms (lora.c): what describes adapters and steps to it, and the call.
-
-A process that has the compiled library registers it here; until then torch answers. Nothing in
-here compiles, or looks for files.
-"""
+"""The compiled low-rank terms (lora.h, lora.c): what describes adapters and steps, and the call."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from adex_kernels.batch import GroupWeights, LoraBatch, LoraRecord, ThinSegments
 from adex_kernels.layout import Group
+from adex_kernels.native import library
 
 # Segments of more rows than the first, whose rows times ranks (of the widest group) exceed the
 # second, are faster through a processor's matrix units, in torch.
 _ROWS_ALWAYS = 8
 _ROWS_RANKS_MAX = 1536
 
-_TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-_UNFIT = 1
+UNFIT = 1
 
 
 class _Call(ctypes.Structure):
-    """lora.c's `Call`."""
+    """lora.h's `Call`."""
 
     _fields_ = (
         ("y", ctypes.c_void_p),
@@ -41,34 +37,8 @@ class _Call(ctypes.Structure):
     )
 
 
-class Library:
-    """lora.c, compiled and loaded."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        """Raises AttributeError when the library is not lora.c's."""
-        self.add = library.adex_lora_add
-        self.add.argtypes = (ctypes.POINTER(_Call), ctypes.c_int)
-        self.add.restype = ctypes.c_int
-        target = library.adex_lora_target
-        target.argtypes, target.restype = (), ctypes.c_char_p
-        self.target = str(target(), "ascii")
-
-
-_registered: Library | None = None
-
-
-def register(library: Library | None) -> None:
-    """From now on `dispatch` goes through `library`; None is torch again."""
-    global _registered
-    _registered = library
-
-
-def registered() -> Library | None:
-    return _registered
-
-
 def record_of(views: Sequence[GroupWeights | None]) -> LoraRecord | None:
-    """The adapter with these matrices, one per (layer, group), for lora.c; None where a matrix is
+    """The adapter with these matrices, one per (layer, group), for lora.h; None where a matrix is
     not on the CPU, not contiguous, or of a type that is not served there.
 
     int64 words: the offset of each (layer, group)'s entry, 0 for none, then the entries: A's
@@ -90,7 +60,7 @@ def record_of(views: Sequence[GroupWeights | None]) -> LoraRecord | None:
         if not all(each.device.type == "cpu" and each.is_contiguous() for each in matrices):
             return None
         dtypes.update(each.dtype for each in matrices)
-    if len(dtypes) != 1 or not dtypes <= _TYPES.keys():
+    if len(dtypes) != 1 or not dtypes <= library.TYPES.keys():
         return None
     return LoraRecord(torch.tensor(offsets + entries), dtypes.pop(), rank_total_max)
 
@@ -99,14 +69,14 @@ def add_(
     y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int
 ) -> list[tuple[int, int, int]]:
     """Add the terms of the segments that are served here; answers the others."""
-    library = _registered
-    if library is None or y.device.type != "cpu" or y.dtype != x.dtype or y.dtype not in _TYPES:
+    native = library.functions(y.dtype, y.device)
+    if native is None or y.dtype != x.dtype:
         return lora.segments
     if y.stride(1) != 1 or x.stride(1) != 1 or y.shape[0] != x.shape[0]:
         return lora.segments
     thin = lora.thin
     if thin is None:
-        thin = lora.thin = _thin_segments(lora, y.dtype)
+        thin = lora.thin = thin_segments(lora, y.dtype, _is_thin)
     if not thin.records:
         return lora.segments
     call = _Call(
@@ -123,7 +93,7 @@ def add_(
         thin.shrunk.data_ptr(),
         torch.get_num_threads(),
     )
-    if library.add(call, _TYPES[y.dtype]) == _UNFIT:
+    if native.lora_add(ctypes.byref(call)) == UNFIT:
         shapes = f"x {list(x.shape)} and y {list(y.shape)}"
         raise ValueError(f"an adapter's matrices or rows at {layer, group} do not fit {shapes}")
     return thin.others
@@ -133,12 +103,15 @@ def _is_thin(rows: int, record: LoraRecord) -> bool:
     return rows <= _ROWS_ALWAYS or rows * record.rank_total_max <= _ROWS_RANKS_MAX
 
 
-def _thin_segments(lora: LoraBatch, dtype: torch.dtype) -> ThinSegments:
+def thin_segments(
+    lora: LoraBatch, dtype: torch.dtype, is_thin: Callable[[int, LoraRecord], bool]
+) -> ThinSegments:
+    """The segments that `is_thin(rows, record)` and have a record of the type, and the others."""
     words, records, shrunk = list[int](), list[LoraRecord](), 0
     others: list[tuple[int, int, int]] = []
     for start, stop, slot in lora.segments:
         rows, record = stop - start, lora.slots.record(slot)
-        if record is None or record.dtype != dtype or not _is_thin(rows, record):
+        if record is None or record.dtype != dtype or not is_thin(rows, record):
             others.append((start, stop, slot))
             continue
         records.append(record)

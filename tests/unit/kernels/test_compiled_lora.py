@@ -13,7 +13,7 @@ from torch import Tensor
 from adex_kernels import dispatch, reference
 from adex_kernels.batch import GroupWeights, LoraBatch, LoraRecord
 from adex_kernels.layout import LinearShape, ModelShape, Module, bundle_layout
-from adex_kernels.native import lora
+from adex_kernels.native import library
 from adex_proto.errors import ProtocolViolation
 from adex_worker import native
 from adex_worker.adapters.views import ResidentSlots, group_views
@@ -44,20 +44,20 @@ EVEN, ODD = shape_of(64, 32, 1152), shape_of(45, 13, 1067)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> lora.Library:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> library.Library:
     """Compiled from the source as it is, not taken from a cache."""
     native.load(tmp_path_factory.mktemp("cache"))
-    found = lora.registered()
+    found = library.registered()
     assert found is not None, "a compiler is here, and yet nothing was compiled"
-    lora.register(None)
+    library.register(None)
     return found
 
 
 @pytest.fixture(autouse=True)
-def compiled(library: lora.Library) -> Iterator[None]:
-    lora.register(library)
+def compiled(loaded: library.Library) -> Iterator[None]:
+    library.register(loaded)
     yield
-    lora.register(None)
+    library.register(None)
 
 
 class Watched(ResidentSlots):

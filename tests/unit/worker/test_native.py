@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adex_kernels.native import lora
+from adex_kernels.native import library
 from adex_worker import native
 
 needs_compiler = pytest.mark.skipif(
@@ -22,13 +22,13 @@ needs_compiler = pytest.mark.skipif(
 def unregistered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("ADEX_NATIVE", raising=False)
     yield
-    lora.register(None)
+    library.register(None)
 
 
 def assert_stays_with_torch(cache: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
     caplog.set_level(logging.INFO)
     assert native.load(cache) == "torch"
-    assert lora.registered() is None
+    assert library.registered() is None
     (line,) = (each for each in caplog.records if each.name == "adex_worker.native")
     assert line.levelno == logging.INFO
     assert reason in line.getMessage()
@@ -40,7 +40,7 @@ def test_the_source_is_compiled_once_and_then_taken_from_the_cache(
 ) -> None:
     way = native.load(tmp_path)
     assert way.startswith("native ")
-    assert lora.registered() is not None
+    assert library.registered() is not None
     (compiled,) = (tmp_path / "native").iterdir()
     run = native._run
     commands = []
@@ -126,5 +126,5 @@ def test_a_library_that_is_not_ours_is_not_registered(
 def test_adex_native_0_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADEX_NATIVE", "0")
     assert native.load(tmp_path) == "torch"
-    assert lora.registered() is None
+    assert library.registered() is None
     assert not list(tmp_path.iterdir())

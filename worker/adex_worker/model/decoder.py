@@ -14,6 +14,8 @@ from adex_kernels import dispatch
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.layout import Group
 from adex_kernels.linear import linear
+from adex_kernels.native.panels import PackedWeight, Weight
+from adex_kernels.native.step import BLOCK_TOKENS, NativeModel, Shape
 from adex_worker.model.rope import Rope, rotate
 from adex_worker.model.spec import ModelSpec
 
@@ -28,16 +30,16 @@ class LayerWeights:
     """
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: Weight
     qkv_bias: Tensor | None
     qk_norm: Tensor | None
-    o: Tensor
+    o: Weight
     o_bias: Tensor | None
     attention_out_norm: Tensor | None
     mlp_norm: Tensor
-    gate_up: Tensor
+    gate_up: Weight
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Weight
     down_bias: Tensor | None
     mlp_out_norm: Tensor | None
 
@@ -49,7 +51,7 @@ class ModelWeights:
     embedding: Tensor
     layers: list[LayerWeights]
     norm: Tensor
-    head: Tensor
+    head: Weight
 
 
 class Decoder:
@@ -59,7 +61,7 @@ class Decoder:
     that they write the same KV tensor.
     """
 
-    __slots__ = ("_embedding_scale", "_rope", "device", "dtype", "spec", "weights")
+    __slots__ = ("_embedding_scale", "_native", "_rope", "device", "dtype", "spec", "weights")
 
     def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
         self.spec = spec
@@ -73,6 +75,7 @@ class Decoder:
             if spec.embedding_scale is None
             else float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
         )
+        self._native = _native_model(spec, weights, self.dtype)
 
     def kv_shape(self, pages: int, block_tokens: int) -> tuple[int, ...]:
         """The shape of the KV tensor that `forward` takes, over `pages` pages."""
@@ -107,16 +110,34 @@ class Decoder:
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale
         rotation = self._rope.rotation(positions, attention.row_lens, self.dtype)
+        logits = None
+        if self._native is not None and attention.block_tokens == BLOCK_TOKENS:
+            logits = self._native.forward(hidden, rotation, kv, attention, lora, logit_rows)
+            if logits is not None and not self._native.has_head:
+                logits = linear(logits, self.weights.head).float()
+        if logits is None:
+            logits = self._by_operations(hidden, rotation, kv, attention, lora, logit_rows)
+        if spec.logit_softcap is not None:
+            logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
+        return logits
+
+    def _by_operations(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv: Tensor,
+        attention: AttentionBatch,
+        lora: LoraBatch | None,
+        logit_rows: Tensor | None,
+    ) -> Tensor:
+        """Logits of the wanted rows, one operation after the other; hidden is overwritten."""
         for layer, weights in enumerate(self.weights.layers):
             self._attention_(hidden, weights, layer, rotation, kv, attention, lora)
             self._mlp_(hidden, weights, layer, lora)
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
-        hidden = rms_norm(hidden, self.weights.norm, spec.norm_eps)
-        logits = linear(hidden, self.weights.head).float()
-        if spec.logit_softcap is not None:
-            logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
-        return logits
+        hidden = rms_norm(hidden, self.weights.norm, self.spec.norm_eps)
+        return linear(hidden, self.weights.head).float()
 
     def _attention_(
         self,
@@ -179,6 +200,28 @@ class Decoder:
         if weights.mlp_out_norm is not None:
             out = rms_norm(out, weights.mlp_out_norm, spec.norm_eps)
         hidden.add_(out)
+
+
+def _native_model(spec: ModelSpec, weights: ModelWeights, dtype: torch.dtype) -> NativeModel | None:
+    """The layers for the compiled path, where all of them are packed for it."""
+    linears = [w for each in weights.layers for w in (each.qkv, each.o, each.gate_up, each.down)]
+    if not all(isinstance(each, PackedWeight) for each in linears):
+        return None
+    shape = Shape(
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        rotary_dim=spec.rope.rotary_dim,
+        intermediate=spec.intermediate,
+        activation=spec.activation,
+        norm_eps=spec.norm_eps,
+        attention_scale=spec.attention_scale,
+        attention_softcap=spec.attention_softcap,
+        windows=spec.windows,
+    )
+    head = weights.head if isinstance(weights.head, PackedWeight) else None
+    return NativeModel(shape, weights.layers, weights.norm, head, dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

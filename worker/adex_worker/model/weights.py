@@ -4,6 +4,7 @@ Every tensor of the checkpoint is either placed or known to follow from the conf
 is filled. At no time is more than one checkpoint tensor in memory beside the model.
 """
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adex_kernels.linear import packed
+from adex_kernels.native.panels import PackedWeight, Weight, packable
 from adex_proto.errors import ValidationError
 from adex_worker.model.decoder import Decoder, LayerWeights, ModelWeights
 from adex_worker.model.source import ModelSource
 from adex_worker.model.spec import ModelSpec
+
+_LOG = logging.getLogger(__name__)
 
 # Called with the tensors placed so far and in all.
 Progress = Callable[[int, int], None]
@@ -37,11 +41,13 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     progress: Progress | None = None,
     revision: str | None = None,
+    int8: bool = False,
 ) -> Decoder:
     """Load a model from a folder or, where there is no such folder, from the Hugging Face hub.
 
     `dtype` None means the type that config.json names, or float32 where it names none; `progress`
-    is called with tensors done and in all.
+    is called with tensors done and in all. With `int8` the layers' linears are rounded to eight
+    bits, one scale per row, but for those that would lose too much.
 
     Raises ValidationError for a model that cannot be served, naming the reason, and
     SourceUnavailable when the hub does not answer.
@@ -55,8 +61,14 @@ def load_model(
             raise ValidationError(f"no such dtype: {chosen!r}", field="dtype", remedy=remedy)
         chosen = DTYPES[chosen]
     weights = empty_weights(spec, torch.device(device), chosen)
+    if int8 and not packable(_plain(weights.layers[0].qkv)):
+        raise ValidationError(
+            "weights of eight bits are served by the compiled CPU kernels only",
+            field="weights",
+            remedy="Leave --weights out, or serve on a CPU that has a C compiler",
+        )
     _fill(spec, placements(spec, weights), source.checkpoint_files(), progress)
-    _pack(weights)
+    _pack(weights, int8)
     return Decoder(spec, weights)
 
 
@@ -132,15 +144,27 @@ def empty_weights(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> 
     return ModelWeights(embedding, [layer() for _ in range(spec.layers)], norm(), head)
 
 
-def _pack(weights: ModelWeights) -> None:
-    """Bring each linear into its device's best order, one at a time; a tied head stays plain."""
+def _pack(weights: ModelWeights, int8: bool = False) -> None:
+    """Bring each linear into its device's best order, one at a time; a tied head stays plain.
+
+    The head is never rounded to eight bits: what it loses shows in the logits themselves.
+    """
+    kept = 0
     for layer in weights.layers:
-        layer.qkv = packed(layer.qkv)
-        layer.o = packed(layer.o)
-        layer.gate_up = packed(layer.gate_up)
-        layer.down = packed(layer.down)
+        for name in ("qkv", "o", "gate_up", "down"):
+            weight = packed(_plain(getattr(layer, name)), int8)
+            setattr(layer, name, weight)
+            kept += isinstance(weight, PackedWeight) and weight.scales is None
+    if int8:
+        total = 4 * len(weights.layers)
+        _LOG.info("%d of %d linears are int8, the others would lose too much", total - kept, total)
     if weights.head is not weights.embedding:
-        weights.head = packed(weights.head)
+        weights.head = packed(_plain(weights.head))
+
+
+def _plain(weight: Weight) -> Tensor:
+    assert isinstance(weight, Tensor), "a weight is filled before it is packed"
+    return weight
 
 
 def placements(spec: ModelSpec, weights: ModelWeights) -> dict[str, Place]:
@@ -150,7 +174,7 @@ def placements(spec: ModelSpec, weights: ModelWeights) -> dict[str, Place]:
         "norm.weight": _norm(spec, weights.norm),
     }
     if not spec.tied_embeddings:
-        places["lm_head.weight"] = _whole(weights.head)
+        places["lm_head.weight"] = _whole(_plain(weights.head))
     for number, layer in enumerate(weights.layers):
         for name, place in _layer_placements(spec, layer).items():
             places[f"layers.{number}.{name}"] = place
@@ -188,7 +212,7 @@ def _layer_placements(spec: ModelSpec, layer: LayerWeights) -> dict[str, Place]:
     )
     for parts, weight, bias in linears:
         for name, (start, stop) in parts.items():
-            places[f"{name}.weight"] = _whole(weight[start:stop])
+            places[f"{name}.weight"] = _whole(_plain(weight)[start:stop])
             if bias is not None:
                 places[f"{name}.bias"] = _whole(bias[start:stop])
     return places

@@ -75,6 +75,7 @@ def test_the_worker_gets_what_is_the_workers(adapter: Path) -> None:
         ("--model-id", "m"),
         ("--device", "cpu"),
         ("--dtype", "float32"),
+        ("--weights", "auto"),
         ("--device-memory", "1024"),
         ("--host-memory", "auto"),
         ("--disk-memory", "1000000"),

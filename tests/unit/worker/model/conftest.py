@@ -1,6 +1,7 @@
 """Small random transformers models, and the same models behind our decoder."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adex_kernels.batch import AttentionBatch
+from adex_kernels.native import library
+from adex_worker import native
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
 
 BLOCK_TOKENS = 4
+COMPILED_BLOCK_TOKENS = 16
 
 SMALL = {
     "vocab_size": 97,
@@ -33,7 +37,14 @@ SMALL = {
 class Pair:
     """One model twice: transformers' own, and ours loaded from what it saved."""
 
-    def __init__(self, config: dict[str, Any], folder: Path, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        folder: Path,
+        dtype: str = "float32",
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
+        self.block_tokens = block_tokens
         torch.manual_seed(7)
         self.theirs = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**(SMALL | config)), attn_implementation="eager"
@@ -61,10 +72,11 @@ class Pair:
         known_lens: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Logits of each sequence's tokens, in steps of (sequence, tokens) over mixed blocks."""
-        pages_each = -(-max(map(len, sequences)) // BLOCK_TOKENS)
+        block = self.block_tokens
+        pages_each = -(-max(map(len, sequences)) // block)
         shuffled = torch.randperm(pages_each * len(sequences)).view(len(sequences), pages_each)
         # What a page held before must not matter, whatever it was.
-        shape = self.ours.kv_shape(shuffled.numel(), BLOCK_TOKENS)
+        shape = self.ours.kv_shape(shuffled.numel(), block)
         kv = torch.full(shape, float("nan"), dtype=self.ours.dtype)
         done = [0] * len(sequences)
         found: list[list[Tensor]] = [[] for _ in sequences]
@@ -78,17 +90,60 @@ class Pair:
                 starts.append(starts[-1] + tokens)
                 lens.append(done[sequence])
                 wholes.append(known_lens[sequence] if known_lens else done[sequence])
-            tables = [shuffled[s, : -(-done[s] // BLOCK_TOKENS)].tolist() for s, _ in step]
-            batch = AttentionBatch.build(starts, lens, tables, BLOCK_TOKENS, sequence_lens=wholes)
+            tables = [shuffled[s, : -(-done[s] // block)].tolist() for s, _ in step]
+            batch = AttentionBatch.build(starts, lens, tables, block, sequence_lens=wholes)
             logits = self.ours.forward(torch.cat(ids), torch.cat(positions), kv, batch)
             for index, (sequence, _) in enumerate(step):
                 found[sequence].append(logits[starts[index] : starts[index + 1]])
         return [torch.cat(pieces) for pieces in found]
 
 
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> library.Library:
+    """Compiled from the source as it is, not taken from a cache."""
+    if not any(map(shutil.which, native.COMPILERS)):
+        pytest.skip("there is no C compiler here")
+    native.load(tmp_path_factory.mktemp("cache"))
+    found = library.registered()
+    assert found is not None, "a compiler is here, and yet nothing was compiled"
+    library.register(None)
+    return found
+
+
+@pytest.fixture
+def compiled(
+    compiled_kernels: library.Library, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[library.Library]:
+    """Steps are compiled, and nothing but the compiled step computes them."""
+
+    def refused(*_: object) -> Tensor:
+        raise AssertionError("a step went through torch's operations")
+
+    monkeypatch.setattr(Decoder, "_by_operations", refused)
+    library.register(compiled_kernels)
+    yield compiled_kernels
+    library.register(None)
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def each_way(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Pair]:
+    """Makes pairs whose steps are computed by torch, or compiled."""
+    way, block_tokens = request.param, BLOCK_TOKENS
+    if way == "compiled":
+        request.getfixturevalue("compiled")
+        block_tokens = COMPILED_BLOCK_TOKENS
+
+    def make(config: dict[str, Any], dtype: str = "float32") -> Pair:
+        return Pair(config, tmp_path, dtype, block_tokens)
+
+    return make
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> Callable[..., Pair]:
-    def make(config: dict[str, Any], dtype: str = "float32") -> Pair:
-        return Pair(config, tmp_path, dtype)
+    def make(
+        config: dict[str, Any], dtype: str = "float32", block_tokens: int = BLOCK_TOKENS
+    ) -> Pair:
+        return Pair(config, tmp_path, dtype, block_tokens)
 
     return make

@@ -137,9 +137,9 @@ def assert_close(found: Tensor, expected: Tensor, relative: float = 1e-5) -> Non
 
 @each_case
 def test_a_prompt_in_one_go_has_the_logits_of_transformers(
-    pair: Callable[..., Any], config: dict[str, Any]
+    each_way: Callable[..., Any], config: dict[str, Any]
 ) -> None:
-    both = pair(config)
+    both = each_way(config)
     (tokens,) = sequences(37)
     (found,) = both.answers([tokens], [[(0, 37)]])
     assert_close(found, both.expected(tokens))
@@ -147,9 +147,9 @@ def test_a_prompt_in_one_go_has_the_logits_of_transformers(
 
 @each_case
 def test_a_prompt_in_odd_chunks_over_scattered_blocks_has_the_logits_of_transformers(
-    pair: Callable[..., Any], config: dict[str, Any]
+    each_way: Callable[..., Any], config: dict[str, Any]
 ) -> None:
-    both = pair(config)
+    both = each_way(config)
     (tokens,) = sequences(37)
     steps = [[(0, n)] for n in (1, 3, 13, 1, 1, 7, 11)]
     (found,) = both.answers([tokens], steps, known_lens=[37])
@@ -158,9 +158,9 @@ def test_a_prompt_in_odd_chunks_over_scattered_blocks_has_the_logits_of_transfor
 
 @each_case
 def test_chunks_mixed_with_decodes_of_other_sequences_have_the_logits_of_transformers(
-    pair: Callable[..., Any], config: dict[str, Any]
+    each_way: Callable[..., Any], config: dict[str, Any]
 ) -> None:
-    both = pair(config)
+    both = each_way(config)
     tokens = sequences(9, 37, 14, 22)
     steps = [
         [(0, 5), (2, 6)],
@@ -177,9 +177,9 @@ def test_chunks_mixed_with_decodes_of_other_sequences_have_the_logits_of_transfo
 
 @pytest.mark.parametrize("name", ["llama-dynamic-long", "phi3-longrope-long"])
 def test_a_sequence_that_outgrows_the_original_length_decodes_as_transformers_does_with_a_cache(
-    pair: Callable[..., Any], name: str
+    each_way: Callable[..., Any], name: str
 ) -> None:
-    both = pair(CASES[name])
+    both = each_way(CASES[name])
     (tokens,) = sequences(24)
     (found,) = both.answers([tokens], [[(0, 12)], *[[(0, 1)]] * 12])
     cache, pieces = None, []

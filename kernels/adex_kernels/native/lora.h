@@ -1,0 +1,174 @@
+/* The low-rank terms of one group of linears in one layer, for many segments at once:
+ * y[row] += (x[row] A^T) B, each adapter's matrices read once, front to back.
+ *
+ * Products accumulate in float32; y is rounded once. The sum for an element of y is taken in one
+ * order that depends on the adapter's shape alone: a row's bits are the same whatever else is in
+ * the step and however many threads run.
+ *
+ * A record describes one adapter, in int64 words: the offset of an entry for each (layer, group), 0
+ * where there is none, then the entries (see native/lora.py, which writes them).
+ */
+#ifndef ADEX_LORA_H
+#define ADEX_LORA_H
+#include "vectors.h"
+
+enum { RANKS = 8, COLUMNS = 1024 };
+
+typedef struct { int64_t rank_start, rank, out_start, out; const void *b; } Slice;
+typedef struct { const void *a; int64_t in, rank_total, slices; Slice slice[]; } Entry;
+typedef struct { int64_t row_start, rows; const int64_t *record; int64_t shrunk_start; } Segment;
+typedef struct {
+    void *y;
+    int64_t y_stride, y_columns;
+    const void *x;
+    int64_t x_stride, x_columns, rows;
+    const Segment *segments;
+    int64_t count, index;
+    float *shrunk; /* [rows, rank_total] of each segment at its shrunk_start */
+    int64_t threads;
+} Call;
+
+/* The products of `rows` rows of x with `ranks` rows of A; each has a sum of its own. */
+INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int64_t in, int ranks,
+                   float *shrunk, int64_t shrunk_stride) {
+    f32 sums[4][4] = {{{0}}}, values[4];
+    IN_LANES(k, count, in, {
+        for (int i = 0; i < rows; i++)
+            values[i] = load(at(x, i * x_stride + k), count);
+        for (int r = 0; r < ranks; r++) {
+            f32 weights = load(at(a, r * in + k), count);
+            __builtin_prefetch(at(a, (r + ranks) * in + k));
+            for (int i = 0; i < rows; i++)
+                sums[i][r] += values[i] * weights;
+        }
+    })
+    for (int i = 0; i < rows; i++)
+        for (int r = 0; r < ranks; r++)
+            shrunk[i * shrunk_stride + r] = total(sums[i][r]);
+}
+
+/* Add `ranks` rows of B to the sums of `rows` rows. */
+INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
+                   int64_t shrunk_stride, const char *b, int64_t b_stride, int64_t columns,
+                   int ranks) {
+    float factors[4][4];
+    for (int i = 0; i < rows; i++)
+        for (int r = 0; r < ranks; r++)
+            factors[i][r] = shrunk[i * shrunk_stride + r];
+    IN_LANES(c, count, columns, {
+        f32 values[4];
+        for (int i = 0; i < rows; i++)
+            values[i] = sums[i][c / LANES];
+        for (int r = 0; r < ranks; r++) {
+            f32 weights = load(at(b, r * b_stride + c), count);
+            __builtin_prefetch(at(b, (r + ranks) * b_stride + c));
+            for (int i = 0; i < rows; i++)
+                values[i] += factors[i][r] * weights;
+        }
+        for (int i = 0; i < rows; i++)
+            sums[i][c / LANES] = values[i];
+    })
+}
+
+static void shrink_ranks(const Call *call, const Segment *segment, const Entry *entry, int64_t rank) {
+    int64_t stop = rank + RANKS < entry->rank_total ? rank + RANKS : entry->rank_total;
+    const char *x = at(call->x, segment->row_start * call->x_stride);
+    float *shrunk = call->shrunk + segment->shrunk_start;
+    IN_BLOCKS(r, rank, stop, IN_BLOCKS(row, 0, segment->rows,
+        shrink(at(x, row * call->x_stride), call->x_stride, row_block,
+               at(entry->a, r * entry->in), entry->in, r_block,
+               shrunk + row * entry->rank_total + r, entry->rank_total)))
+}
+
+INLINE void expand_rows(const Call *call, const Entry *entry, const Slice *slice, char *y,
+                        const float *shrunk, const char *b, int64_t columns, int rows) {
+    f32 sums[4][COLUMNS / LANES];
+    for (int i = 0; i < rows; i++)
+        IN_LANES(c, count, columns,
+            sums[i][c / LANES] = load(at(y, i * call->y_stride + c), count))
+    IN_BLOCKS(r, 0, slice->rank,
+        expand(sums, rows, shrunk + r, entry->rank_total, at(b, r * slice->out), slice->out,
+               columns, r_block))
+    for (int i = 0; i < rows; i++)
+        IN_LANES(c, count, columns,
+            store(at(y, i * call->y_stride + c), sums[i][c / LANES], count))
+}
+
+static void expand_columns(const Call *call, const Segment *segment, const Entry *entry,
+                           const Slice *slice, int64_t column) {
+    int64_t columns = slice->out - column < COLUMNS ? slice->out - column : COLUMNS;
+    char *y = at(call->y, segment->row_start * call->y_stride + slice->out_start + column);
+    const float *shrunk = call->shrunk + segment->shrunk_start + slice->rank_start;
+    IN_BLOCKS(row, 0, segment->rows,
+        expand_rows(call, entry, slice, at(y, row * call->y_stride),
+                    shrunk + row * entry->rank_total, at(slice->b, column), columns,
+                    row_block))
+}
+
+static inline const Entry *entry_of(const Segment *segment, int64_t index) {
+    int64_t offset = segment->record[index];
+    return offset ? (const Entry *)(segment->record + offset) : 0;
+}
+
+/* The work is cut into pieces that any thread may do: some ranks of a segment, then some columns. */
+static inline int64_t shrink_pieces(const Entry *entry) {
+    return entry ? (entry->rank_total + RANKS - 1) / RANKS : 0;
+}
+
+static inline int64_t expand_pieces(const Entry *entry) {
+    int64_t pieces = 0;
+    for (int64_t i = 0; entry && i < entry->slices; i++)
+        pieces += (entry->slice[i].out + COLUMNS - 1) / COLUMNS;
+    return pieces;
+}
+
+/* All pieces of a call, expanding or shrinking. */
+static inline int64_t pieces_of(const Call *call, int expanding) {
+    int64_t pieces = 0;
+    for (const Segment *s = call->segments; s < call->segments + call->count; s++) {
+        const Entry *entry = entry_of(s, call->index);
+        pieces += expanding ? expand_pieces(entry) : shrink_pieces(entry);
+    }
+    return pieces;
+}
+
+/* Where a thread is: pieces are numbered, and it asks for ever greater numbers. */
+typedef struct { const Segment *segment; int64_t before; } Cursor;
+
+static void shrink_piece(const Call *call, Cursor *cursor, int64_t number) {
+    const Entry *entry = entry_of(cursor->segment, call->index);
+    for (int64_t n; number >= cursor->before + (n = shrink_pieces(entry));) {
+        cursor->before += n;
+        entry = entry_of(++cursor->segment, call->index);
+    }
+    shrink_ranks(call, cursor->segment, entry, (number - cursor->before) * RANKS);
+}
+
+static void expand_piece(const Call *call, Cursor *cursor, int64_t number) {
+    const Entry *entry = entry_of(cursor->segment, call->index);
+    for (int64_t n; number >= cursor->before + (n = expand_pieces(entry));) {
+        cursor->before += n;
+        entry = entry_of(++cursor->segment, call->index);
+    }
+    int64_t column = (number - cursor->before) * COLUMNS;
+    const Slice *slice = entry->slice;
+    for (int64_t n; column >= (n = (slice->out + COLUMNS - 1) / COLUMNS * COLUMNS); slice++)
+        column -= n;
+    expand_columns(call, cursor->segment, entry, slice, column);
+}
+
+/* 0 where a segment or its matrices do not fit x and y. */
+static inline int fits(const Call *call) {
+    for (const Segment *s = call->segments; s < call->segments + call->count; s++) {
+        const Entry *entry = entry_of(s, call->index);
+        if (s->row_start < 0 || s->rows < 1 || s->row_start + s->rows > call->rows)
+            return 0;
+        if (entry && entry->in != call->x_columns)
+            return 0;
+        for (int64_t i = 0; entry && i < entry->slices; i++)
+            if (entry->slice[i].out_start + entry->slice[i].out > call->y_columns)
+                return 0;
+    }
+    return 1;
+}
+#endif

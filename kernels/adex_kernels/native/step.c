@@ -1,0 +1,305 @@
+/* The layers of one step in one call: no time between operations, one team of threads for all of
+ * them, and Python's lock free meanwhile.
+ *
+ * A step is a sequence of stages. Threads take pieces of a stage's work as they get to them, and go
+ * on to the next stage together. Whatever passes from stage to stage is rounded to the model's
+ * type, as torch would; every piece computes in float32.
+ */
+#include <math.h>
+
+#include "attention.h"
+#include "linear.h"
+#include "lora.h"
+
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+
+enum { SILU, GELU, GELU_TANH };
+enum { QKV, O, GATE_UP, DOWN, GROUPS };
+enum { STAGES_PER_LAYER = 14, PIECE_ELEMENTS = 1 << 12 };
+
+/* Norm weights multiply, and are float32. Absent: 0. */
+typedef struct {
+    const float *attention_norm, *qk_norm, *attention_out_norm, *mlp_norm, *mlp_out_norm;
+    Linear qkv, o, gate_up, down;
+    int64_t window; /* 0: all positions */
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    int64_t count, hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, activation;
+    float eps, attention_scale, attention_softcap, unused;
+    const float *norm;
+    Linear head; /* without panels: the caller's */
+} Model;
+
+typedef struct { int64_t next, done, unused[6]; } Stage;
+
+/* Buffers hold `rows` rows of the model's type. */
+typedef struct {
+    int64_t rows, wanted;
+    char *hidden;                                      /* in: embeddings */
+    char *normed, *qkv, *attended, *out, *wide_pair, *wide;
+    char *scratch;                                     /* a panel for each thread */
+    int64_t scratch_stride;
+    const char *cos, *sin;                             /* [rows, rotary_dim]; sin half negated */
+    const int64_t *write_pages, *write_offsets;        /* [rows] */
+    Attention attention;
+    const Segment *segments;
+    int64_t segment_count;
+    float *shrunk;
+    const int64_t *logit_rows;                         /* [wanted] */
+    char *chosen;                                      /* [wanted, hidden], normed */
+    float *logits;                                     /* [wanted, head.out] */
+    Stage *stages;                                     /* zeroed; for each layer, and one layer more */
+    int64_t threads;
+} Step;
+
+typedef struct {
+    const Model *model;
+    const Step *step;
+    Stage *stage;
+    int thread, threads;
+} Team;
+
+#define IN_PIECES(team, count, mine)                                            \
+    for (int64_t mine; (mine = TAKE((team)->stage->next)) < (count);)
+
+/* Everybody has finished the stage, and begins the next. */
+static inline void next_stage(Team *team) {
+    __atomic_fetch_add(&team->stage->done, 1, __ATOMIC_RELEASE);
+    await(&team->stage->done, team->threads);
+    team->stage++;
+}
+
+/* Rows at a time that are worth a piece. */
+static inline int64_t rows_in_piece(int64_t elements) {
+    return elements < PIECE_ELEMENTS ? PIECE_ELEMENTS / elements : 1;
+}
+
+#define IN_ROWS(team, elements, rows, row, ...)                                 \
+    {                                                                           \
+        int64_t each = rows_in_piece(elements), pieces = ((rows) + each - 1) / each; \
+        IN_PIECES(team, pieces, piece)                                          \
+            for (int64_t row = piece * each; row < (rows) && row < (piece + 1) * each; row++) \
+                __VA_ARGS__;                                                        \
+    }
+
+/* to = x / root of its mean square * weight; may be in place. */
+static void norm(char *to, const char *x, const float *weight, int64_t size, float eps) {
+    f32 squares = {0};
+    IN_LANES(k, count, size, {
+        f32 value = load(at(x, k), count);
+        squares += value * value;
+    })
+    float factor = 1.0f / sqrtf(total(squares) / size + eps);
+    IN_LANES(k, count, size, {
+        f32 value = load(at(x, k), count) * factor;
+        store(at(to, k), value * load_floats(weight + k, count),
+              count);
+    })
+}
+
+/* hidden += out, which may have a norm of its own; then normed = norm(hidden). */
+static void add_and_norm(const Team *team, int64_t row, const float *out_norm, const float *weight) {
+    const Step *s = team->step;
+    int64_t size = team->model->hidden;
+    char *hidden = at(s->hidden, row * size);
+    char *out = at(s->out, row * size);
+    if (out_norm)
+        norm(out, out, out_norm, size, team->model->eps);
+    IN_LANES(k, count, size,
+        store(at(hidden, k),
+              load(at(hidden, k), count) + load(at(out, k), count), count))
+    norm(at(s->normed, row * size), hidden, weight, size, team->model->eps);
+}
+
+/* y = x through the linear, and its low-rank terms. Two or three stages. */
+static void linear_stages(Team *team, const Linear *linear, const char *x, char *y, int64_t index) {
+    const Step *s = team->step;
+    Call lora = {y, linear->out, linear->out, x, linear->in, linear->in, s->rows,
+                 s->segments, s->segment_count, index, s->shrunk, team->threads};
+    char *scratch = s->scratch + team->thread * s->scratch_stride;
+    Product product = {linear, x, y, scratch, linear->out, s->rows, team->threads, 0};
+    Cursor shrinking = {s->segments, 0}, expanding = {s->segments, 0};
+    int64_t shrinks = pieces_of(&lora, 0), expands = shrinks ? pieces_of(&lora, 1) : 0;
+    IN_PIECES(team, shrinks + panels_of(linear), mine)
+        if (mine < shrinks)
+            shrink_piece(&lora, &shrinking, mine);
+        else
+            multiply_panel(&product, mine - shrinks);
+    next_stage(team);
+    if (!expands)
+        return;
+    IN_PIECES(team, expands, mine)
+        expand_piece(&lora, &expanding, mine);
+    next_stage(team);
+}
+
+/* One head: its norm, where it has a weight, and its rotation, in place. */
+static void turn_head(char *head, const float *weight, const char *cos, const char *sin,
+                      const Model *m) {
+    if (weight)
+        norm(head, head, weight, m->head_dim, m->eps);
+    int64_t half = m->rotary_dim / 2;
+    char *upper = at(head, half);
+    IN_LANES(k, count, half, {
+        f32 a = load(at(head, k), count), b = load(at(upper, k), count);
+        f32 turned = a * load(at(cos, k), count) +
+                     b * load(at(sin, k), count);
+        f32 other = b * load(at(cos, half + k), count) +
+                    a * load(at(sin, half + k), count);
+        store(at(head, k), turned, count);
+        store(at(upper, k), other, count);
+    })
+}
+
+/* Queries and keys of a row are rotated; keys and values go where attention finds them. */
+static void turn_and_write(const Team *team, const Layer *layer, int64_t index, int64_t row) {
+    const Model *m = team->model;
+    const Step *s = team->step;
+    int64_t heads = m->heads + m->kv_heads, dim = m->head_dim, keys = m->kv_heads * dim;
+    char *qkv = at(s->qkv, row * layer->qkv.out);
+    const char *cos = at(s->cos, row * m->rotary_dim);
+    const char *sin = at(s->sin, row * m->rotary_dim);
+    for (int64_t head = 0; head < heads; head++)
+        turn_head(at(qkv, head * dim),
+                  layer->qk_norm ? layer->qk_norm + head * dim : 0, cos, sin, m);
+    int64_t cell = (s->write_pages[row] * m->count + index) * 2 * LANES + s->write_offsets[row];
+    for (int value = 0; value < 2; value++)
+        memcpy(at(s->attention.kv, (cell + value * LANES) * keys),
+               at(qkv, m->heads * dim + value * keys), keys * ELEMENT);
+}
+
+static void attention_stage(Team *team, const Layer *layer, int64_t index) {
+    const Step *s = team->step;
+    const Attention *a = &s->attention;
+    int64_t per_head = a->heads / a->kv_heads, before = 0, sequence = 0, tiles = tiles_of(a, 0);
+    int64_t all = 0;
+    for (int64_t i = 0; i < a->sequences; i++)
+        all += tiles_of(a, i) * a->kv_heads;
+    IN_PIECES(team, all, mine) {
+        for (; mine >= before + tiles * a->kv_heads; tiles = tiles_of(a, ++sequence))
+            before += tiles * a->kv_heads;
+        int64_t tile = (mine - before) % tiles, kv_head = (mine - before) / tiles;
+        int64_t start = a->query_starts[sequence], stop = a->query_starts[sequence + 1];
+        int64_t queries = (stop - start) * per_head, first = tile * QUERIES;
+        int64_t column = kv_head * per_head * a->head_dim, row_columns = a->heads * a->head_dim;
+        Tile t = {a, at(s->qkv, start * layer->qkv.out + column),
+                  at(s->attended, start * row_columns + column), layer->qkv.out,
+                  row_columns, kv_head, index, layer->window,
+                  a->context_lens[sequence] - (stop - start), first,
+                  queries - first < QUERIES ? queries - first : QUERIES,
+                  a->tables + sequence * a->tables_stride,
+                  a->scores + team->thread * QUERIES * a->scores_stride};
+        attend_tile(&t);
+    }
+    next_stage(team);
+}
+
+static f32 activated(f32 x, int64_t kind) {
+    if (kind == SILU)
+        return x / (1.0f + exponential(-x));
+    if (kind == GELU_TANH)
+        return 0.5f * x * (1.0f + hyperbolic_tangent(0.79788456f * (x + 0.044715f * x * x * x)));
+    for (int i = 0; i < LANES; i++)
+        x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+    return x;
+}
+
+/* wide = activation(gate) * up, in pieces of a row. */
+static void activation_stage(Team *team) {
+    enum { SPAN = 512 };
+    const Step *s = team->step;
+    int64_t size = team->model->intermediate, spans = (size + SPAN - 1) / SPAN;
+    IN_PIECES(team, s->rows * spans, mine) {
+        int64_t row = mine / spans, first = mine % spans * SPAN;
+        const char *gate = at(s->wide_pair, 2 * row * size + first);
+        const char *up = at(gate, size);
+        char *wide = at(s->wide, row * size + first);
+        IN_LANES(k, count, size - first < SPAN ? size - first : SPAN, {
+            f32 value = activated(load(at(gate, k), count), team->model->activation);
+            /* Rounded as torch's own product of two tensors would be. */
+            char rounded[sizeof value];
+            store(rounded, value, LANES);
+            store(at(wide, k),
+                  load(rounded, LANES) * load(at(up, k), count), count);
+        })
+    }
+    next_stage(team);
+}
+
+static void layer_stages(Team *team, int64_t index, const float *norm_after) {
+    const Model *m = team->model;
+    const Step *s = team->step;
+    const Layer *layer = m->layers + index;
+    int64_t group = index * GROUPS;
+    linear_stages(team, &layer->qkv, s->normed, s->qkv, group + QKV);
+    IN_ROWS(team, layer->qkv.out, s->rows, row, turn_and_write(team, layer, index, row))
+    next_stage(team);
+    attention_stage(team, layer, index);
+    linear_stages(team, &layer->o, s->attended, s->out, group + O);
+    IN_ROWS(team, m->hidden, s->rows, row,
+            add_and_norm(team, row, layer->attention_out_norm, layer->mlp_norm))
+    next_stage(team);
+    linear_stages(team, &layer->gate_up, s->normed, s->wide_pair, group + GATE_UP);
+    activation_stage(team);
+    linear_stages(team, &layer->down, s->wide, s->out, group + DOWN);
+    IN_ROWS(team, m->hidden, s->rows, row,
+            add_and_norm(team, row, layer->mlp_out_norm, norm_after))
+    next_stage(team);
+}
+
+static void take_part(const Model *m, const Step *s) {
+    Team team = {m, s, s->stages, omp_get_thread_num(), omp_get_num_threads()};
+    IN_ROWS(&team, m->hidden, s->rows, row,
+            norm(at(s->normed, row * m->hidden), at(s->hidden, row * m->hidden),
+                 m->layers->attention_norm, m->hidden, m->eps))
+    next_stage(&team);
+    for (int64_t i = 0; i < m->count; i++)
+        layer_stages(&team, i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->norm);
+    IN_ROWS(&team, m->hidden, s->wanted, i,
+            memcpy(at(s->chosen, i * m->hidden),
+                   at(s->normed, s->logit_rows[i] * m->hidden),
+                   m->hidden * ELEMENT))
+    next_stage(&team);
+    Product product = {&m->head, s->chosen, (char *)s->logits,
+                       s->scratch + team.thread * s->scratch_stride, m->head.out, s->wanted,
+                       team.threads, 1};
+    if (m->head.panels && s->wanted)
+        IN_PIECES(&team, panels_of(&m->head), mine)
+            multiply_panel(&product, mine);
+}
+
+/* Returns: 0, or 1 with nothing computed where an adapter does not fit the model or the rows. */
+int EXPORTED(adex_step)(const Model *m, const Step *s) {
+    for (int64_t i = 0; i < m->count * GROUPS; i++) {
+        const Layer *layer = m->layers + i / GROUPS;
+        const Linear *linears[] = {&layer->qkv, &layer->o, &layer->gate_up, &layer->down};
+        const Linear *linear = linears[i % GROUPS];
+        Call lora = {.y_columns = linear->out, .x_columns = linear->in, .rows = s->rows,
+                     .segments = s->segments, .count = s->segment_count, .index = i};
+        if (!fits(&lora))
+            return 1;
+    }
+#pragma omp parallel num_threads((int)s->threads)
+    take_part(m, s);
+    return 0;
+}
+
+static void multiply_all(const Product *p, Stage *stage) {
+    Product mine = *p;
+    mine.threads = omp_get_num_threads();
+    mine.scratch += omp_get_thread_num() * p->linear->in * PANEL * 4;
+    for (int64_t i; (i = TAKE(stage->next)) < panels_of(p->linear);)
+        multiply_panel(&mine, i);
+}
+
+/* y [rows, out] = x [rows, in] through the linear; scratch is a float32 panel for each thread. */
+void EXPORTED(adex_linear)(const Linear *linear, const void *x, void *y, int64_t rows, char *scratch,
+                 int64_t threads) {
+    Product product = {linear, x, y, scratch, linear->out, rows, threads, 0};
+    Stage stage = {0};
+#pragma omp parallel num_threads((int)threads)
+    multiply_all(&product, &stage);
+}

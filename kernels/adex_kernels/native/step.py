@@ -1,0 +1,310 @@
+"""A model's layers in one call (step.c): what describes the model and a step to it, and the call.
+
+The structs hold addresses; the objects here keep what these point to.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adex_kernels.batch import AttentionBatch, LoraBatch
+from adex_kernels.layout import Group
+from adex_kernels.native import library
+from adex_kernels.native.lora import UNFIT, thin_segments
+from adex_kernels.native.panels import (
+    LinearStruct,
+    PackedWeight,
+    Weight,
+    linear_struct,
+    panel_bytes,
+)
+
+BLOCK_TOKENS = 16
+
+_QUERIES = 12
+_STAGE_BYTES = 64
+_STAGES_PER_LAYER = 14
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+_ALIGN = 64
+
+
+class Layer(Protocol):
+    """The weights of one layer; None where the architecture has none."""
+
+    attention_norm: Tensor
+    qkv: Weight
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None
+    o: Weight
+    o_bias: Tensor | None
+    attention_out_norm: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Weight
+    gate_up_bias: Tensor | None
+    down: Weight
+    down_bias: Tensor | None
+    mlp_out_norm: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the layers have in common; `windows` has one entry per layer, None for all positions."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    intermediate: int
+    activation: str
+    norm_eps: float
+    attention_scale: float
+    attention_softcap: float | None
+    windows: Sequence[int | None]
+
+
+def _fields(*names: str) -> tuple[tuple[str, type], ...]:
+    """Each word is a name, or a name and :p, :d or :f; the default is a 64-bit number."""
+    kinds = {"p": ctypes.c_void_p, "f": ctypes.c_float, "d": ctypes.c_int64}
+    found = []
+    for each in names:
+        name, _, kind = each.partition(":")
+        found.append((name, kinds[kind or "d"]))
+    return tuple(found)
+
+
+class _Layer(ctypes.Structure):
+    """step.c's `Layer`."""
+
+    _fields_ = (
+        *_fields(
+            "attention_norm:p", "qk_norm:p", "attention_out_norm:p", "mlp_norm:p", "mlp_out_norm:p"
+        ),
+        ("qkv", LinearStruct),
+        ("o", LinearStruct),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+        *_fields("window"),
+    )
+
+
+class _Model(ctypes.Structure):
+    """step.c's `Model`."""
+
+    _fields_ = (
+        *_fields("layers:p", "count", "hidden", "heads", "kv_heads", "head_dim", "rotary_dim"),
+        *_fields("intermediate", "activation", "eps:f", "attention_scale:f"),
+        *_fields("attention_softcap:f", "unused:f", "norm:p"),
+        ("head", LinearStruct),
+    )
+
+
+class _Attention(ctypes.Structure):
+    """attention.h's `Attention`."""
+
+    _fields_ = (
+        *_fields("kv:p", "sequences", "layers", "heads", "kv_heads", "head_dim", "tables_stride"),
+        *_fields("query_starts:p", "context_lens:p", "tables:p", "scale:f", "softcap:f"),
+        *_fields("scores:p", "scores_stride"),
+    )
+
+
+class _Step(ctypes.Structure):
+    """step.c's `Step`."""
+
+    _fields_ = (
+        *_fields("rows", "wanted", "hidden:p", "normed:p", "qkv:p", "attended:p", "out:p"),
+        *_fields("wide_pair:p", "wide:p", "scratch:p", "scratch_stride", "cos:p", "sin:p"),
+        *_fields("write_pages:p", "write_offsets:p"),
+        ("attention", _Attention),
+        *_fields("segments:p", "segment_count", "shrunk:p", "logit_rows:p", "chosen:p"),
+        *_fields("logits:p", "stages:p", "threads"),
+    )
+
+
+class NativeModel:
+    """A model as step.c reads it. Not thread-safe: a step uses its buffers."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        layers: Sequence[Layer],
+        norm: Tensor,
+        head: PackedWeight | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """`head` None leaves the logits to the caller. Weights of the layers must be packed."""
+        self._kept: list[Tensor] = []
+        self._shape, self._dtype = shape, dtype
+        self._layers = (_Layer * len(layers))(
+            *(self._layer(*each) for each in zip(layers, shape.windows, strict=True))
+        )
+        self._head_out = 0 if head is None else head.out_features
+        self.has_head = head is not None
+        self._model = _Model(
+            layers=ctypes.addressof(self._layers),
+            count=len(layers),
+            hidden=shape.hidden,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            rotary_dim=shape.rotary_dim,
+            intermediate=shape.intermediate,
+            activation=_ACTIVATIONS[shape.activation],
+            eps=shape.norm_eps,
+            attention_scale=shape.attention_scale,
+            attention_softcap=shape.attention_softcap or 0.0,
+            norm=self._floats(norm),
+            head=LinearStruct() if head is None else self._linear(head, None),
+        )
+        ins = [each.in_features for each in self._weights(layers)]
+        self._scratch_stride = panel_bytes(max(ins, default=0), dtype)
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv: Tensor,
+        attention: AttentionBatch,
+        lora: LoraBatch | None,
+        logit_rows: Tensor | None,
+    ) -> Tensor | None:
+        """All layers and the last norm for hidden [rows, hidden], which is overwritten.
+
+        Returns: logits [wanted, vocabulary] float32, or, of a model without a head here, the
+        normed rows [wanted, hidden] that they follow from; None with nothing done where an adapter
+        is not described for this path.
+        """
+        native = library.functions(self._dtype, hidden.device)
+        assert native is not None, "the library that packed the weights is still registered"
+        segments = None
+        if lora is not None:
+            segments = thin_segments(lora, self._dtype, lambda rows, record: True)
+            if segments.others:
+                return None
+        rows, threads, shape = hidden.shape[0], torch.get_num_threads(), self._shape
+        wanted = rows if logit_rows is None else len(logit_rows)
+        if logit_rows is None:
+            logit_rows = torch.arange(rows)
+        described, kept = self._attention(kv, attention, threads)
+        cos, sin = (each.contiguous() for each in rotation)
+        stages = torch.zeros(
+            (len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, dtype=torch.uint8
+        )
+        logits = torch.empty((wanted, self._head_out))
+        chosen = torch.empty((wanted, shape.hidden), dtype=self._dtype)
+        step = _Step(
+            rows=rows,
+            wanted=wanted,
+            hidden=hidden.data_ptr(),
+            **self._buffers(rows, threads),
+            scratch_stride=self._scratch_stride,
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            write_pages=attention.write_pages.data_ptr(),
+            write_offsets=attention.write_offsets.data_ptr(),
+            attention=described,
+            segments=segments.words.data_ptr() if segments else 0,
+            segment_count=len(segments.records) if segments else 0,
+            shrunk=segments.shrunk.data_ptr() if segments else 0,
+            logit_rows=logit_rows.data_ptr(),
+            chosen=chosen.data_ptr(),
+            logits=logits.data_ptr(),
+            stages=stages.data_ptr(),
+            threads=threads,
+        )
+        if native.step(ctypes.byref(self._model), ctypes.byref(step)) == UNFIT:
+            raise ValueError("an adapter's matrices or rows do not fit the model")
+        del kept
+        return logits if self._head_out else chosen
+
+    def _attention(
+        self, kv: Tensor, attention: AttentionBatch, threads: int
+    ) -> tuple[_Attention, tuple[Tensor, ...]]:
+        """The struct, and what it points to."""
+        shape, tables = self._shape, attention.block_tables.contiguous()
+        starts = torch.tensor(attention.query_starts)
+        lens = torch.tensor(attention.context_lens)
+        scores_stride = tables.shape[1] * BLOCK_TOKENS
+        scores = torch.empty(threads * _QUERIES * scores_stride)
+        described = _Attention(
+            kv=kv.data_ptr(),
+            sequences=len(lens),
+            layers=len(self._layers),
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            tables_stride=tables.shape[1],
+            query_starts=starts.data_ptr(),
+            context_lens=lens.data_ptr(),
+            tables=tables.data_ptr(),
+            scale=shape.attention_scale,
+            softcap=shape.attention_softcap or 0.0,
+            scores=scores.data_ptr(),
+            scores_stride=scores_stride,
+        )
+        return described, (tables, starts, lens, scores)
+
+    def _buffers(self, rows: int, threads: int) -> dict[str, int]:
+        """Addresses of the step's buffers, in one allocation that is kept."""
+        shape = self._shape
+        q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        widths = {
+            "normed": shape.hidden,
+            "qkv": q + 2 * kv,
+            "attended": q,
+            "out": shape.hidden,
+            "wide_pair": 2 * shape.intermediate,
+            "wide": shape.intermediate,
+        }
+        found, end = dict[str, int](), 0
+        for name, width in widths.items():
+            found[name] = end
+            end += -(-rows * width * self._dtype.itemsize // _ALIGN) * _ALIGN
+        found["scratch"] = end
+        end += threads * self._scratch_stride
+        if len(self._buffer) < end:
+            self._buffer = torch.empty(end, dtype=torch.uint8)
+        first = self._buffer.data_ptr()
+        return {name: first + offset for name, offset in found.items()}
+
+    def _layer(self, layer: Layer, window: int | None) -> _Layer:
+        return _Layer(
+            attention_norm=self._floats(layer.attention_norm),
+            qk_norm=self._floats(layer.qk_norm),
+            attention_out_norm=self._floats(layer.attention_out_norm),
+            mlp_norm=self._floats(layer.mlp_norm),
+            mlp_out_norm=self._floats(layer.mlp_out_norm),
+            qkv=self._linear(layer.qkv, layer.qkv_bias),
+            o=self._linear(layer.o, layer.o_bias),
+            gate_up=self._linear(layer.gate_up, layer.gate_up_bias),
+            down=self._linear(layer.down, layer.down_bias),
+            window=window or 0,
+        )
+
+    @staticmethod
+    def _weights(layers: Sequence[Layer]) -> list[PackedWeight]:
+        each = [w for layer in layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        return [weight for weight in each if isinstance(weight, PackedWeight)]
+
+    def _linear(self, weight: Weight, bias: Tensor | None) -> LinearStruct:
+        assert isinstance(weight, PackedWeight), "the caller has packed it"
+        self._kept.append(weight.panels)
+        self._floats(weight.scales)
+        return linear_struct(weight, self._floats(bias))
+
+    def _floats(self, tensor: Tensor | None) -> int | None:
+        """The address of a float32 copy that lives as long as the model."""
+        if tensor is None:
+            return None
+        copy = tensor.float().contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+
+assert len(Group) == 4, "step.c's layers have as many groups"

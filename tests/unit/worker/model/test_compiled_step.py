@@ -1,0 +1,186 @@
+"""The compiled step: bits that neither company nor threads change, and weights of eight bits."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adex_kernels.batch import AttentionBatch, LoraBatch
+from adex_kernels.layout import Module, bundle_layout
+from adex_kernels.linear import linear, packed
+from adex_kernels.native import library
+from adex_kernels.native.panels import PackedWeight, pack
+from adex_proto.errors import ValidationError
+from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.model.decoder import Decoder
+from adex_worker.model.weights import load_model
+from adex_worker.testing import tiny_model
+
+BLOCK_TOKENS = 16
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RANKS = (1, 3, 8, 16, 40)
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda each: str(each)[6:])
+
+# Rows of a sequence: where they begin, how many, and through which adapter; 0 is the base model.
+Span = tuple[int, int, int]
+
+
+@pytest.fixture(autouse=True)
+def _through_the_compiled_step(compiled: library.Library) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def model(folder: Path, dtype: torch.dtype, int8: bool = False) -> Decoder:
+    return load_model(tiny_model(folder / "model"), dtype=dtype, int8=int8)
+
+
+def adapters(decoder: Decoder) -> ResidentSlots:
+    """Slot n has rank RANKS[n - 1]; every other one lacks some modules."""
+    slots, generator = ResidentSlots(), torch.Generator().manual_seed(2)
+    for slot, rank in enumerate(RANKS, start=1):
+        modules = [m for m in Module if slot % 2 or m not in (Module.K, Module.O, Module.UP)]
+        ranks = {(layer, m): rank for layer in range(decoder.spec.layers) for m in modules}
+        layout = bundle_layout(decoder.spec.shape, ranks)
+        elements = torch.randn(layout.elements, generator=generator) * 0.2
+        slots.publish(slot, group_views(elements.to(decoder.dtype), layout))
+    return slots
+
+
+class Sequences:
+    """Texts with their keys and values so far, each computed alone."""
+
+    def __init__(self, decoder: Decoder, slots: ResidentSlots, spans: Sequence[Span]) -> None:
+        self.decoder, self.slots, self.spans = decoder, slots, spans
+        self.pages_each = 1 + max(start + count for start, count, _ in spans) // BLOCK_TOKENS
+        pages = self.pages_each * len(spans)
+        self.tables = torch.randperm(pages).view(len(spans), -1)
+        self.kv = torch.zeros(decoder.kv_shape(pages, BLOCK_TOKENS), dtype=decoder.dtype)
+        vocabulary = decoder.spec.vocabulary
+        self.texts = [torch.randint(0, vocabulary, (start + count,)) for start, count, _ in spans]
+        for number, (start, _, slot) in enumerate(spans):
+            if start:
+                self.step([(number, 0, start, slot)], self.kv)
+
+    def step(self, parts: Sequence[tuple[int, int, int, int]], kv: Tensor) -> list[Tensor]:
+        """Logits of the rows of each (sequence, start, count, slot)."""
+        starts, lens, segments, ids, positions = [0], [], [], [], []
+        for number, start, count, slot in parts:
+            ids.append(self.texts[number][start : start + count])
+            positions.append(torch.arange(start, start + count))
+            lens.append(start + count)
+            if slot:
+                segments.append((starts[-1], starts[-1] + count, slot))
+            starts.append(starts[-1] + count)
+        tables = self.tables[[number for number, *_ in parts]]
+        batch = AttentionBatch.build(starts, lens, tables, BLOCK_TOKENS)
+        lora = LoraBatch(segments, self.slots)
+        logits = self.decoder.forward(torch.cat(ids), torch.cat(positions), kv, batch, lora)
+        return [logits[a:b] for a, b in pairwise(starts)]
+
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        return [(number, *span) for number, span in enumerate(self.spans)]
+
+
+SPANS: tuple[Span, ...] = (
+    *((70, 1, 1), (3, 1, 2), (0, 50, 3), (15, 1, 0), (16, 20, 4), (31, 1, 5), (0, 1, 1)),
+    *((5, 1, slot % 6) for slot in range(24)),
+)
+
+
+@each_dtype
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads(
+    tmp_path: Path, dtype: torch.dtype, threads: int
+) -> None:
+    torch.manual_seed(5)
+    decoder = model(tmp_path, dtype)
+    world = Sequences(decoder, adapters(decoder), SPANS)
+    torch.set_num_threads(1)
+    alone = [world.step([part], world.kv.clone())[0] for part in world.parts()]
+    torch.set_num_threads(threads)
+    together = world.step(world.parts(), world.kv.clone())
+    backwards = world.step(world.parts()[::-1], world.kv.clone())[::-1]
+    for mine, ours, theirs in zip(alone, together, backwards, strict=True):
+        assert torch.equal(mine, ours)
+        assert torch.equal(mine, theirs)
+
+
+@each_dtype
+def test_a_prompt_has_the_same_bits_whole_and_cut_into_chunks(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(6)
+    decoder = model(tmp_path, dtype)
+    world = Sequences(decoder, adapters(decoder), [(0, 61, 3)])
+    (whole,) = world.step([(0, 0, 61, 3)], world.kv.clone())
+    cuts, kv = (0, 1, 14, 16, 17, 40, 61), world.kv.clone()
+    pieces = [world.step([(0, a, b - a, 3)], kv)[0] for a, b in pairwise(cuts)]
+    assert torch.equal(whole, torch.cat(pieces))
+
+
+def rounded_weight(weight: PackedWeight) -> Tensor:
+    """[out, in] float64, from the bytes of its panels."""
+    assert weight.scales is not None
+    panels = weight.panels.double()
+    if weight.dtype == torch.bfloat16:
+        panels = panels.permute(0, 2, 1, 3).flatten(2)
+    else:
+        panels = panels.permute(0, 2, 1)
+    rows = panels.flatten(0, 1)[: weight.out_features]
+    return rows * weight.scales.double().unsqueeze(1)
+
+
+@each_dtype
+@pytest.mark.parametrize("int8", [False, True], ids=["exact", "int8"])
+@pytest.mark.parametrize(("out", "inner"), [(64, 2), (1, 48), (193, 770), (65, 66)])
+def test_a_product_of_any_size_is_that_of_the_exact_numbers(
+    dtype: torch.dtype, int8: bool, out: int, inner: int
+) -> None:
+    torch.manual_seed(out)
+    weight, bias = torch.randn(out, inner).to(dtype), torch.randn(out).to(dtype)
+    ours, meant = pack(weight, int8), weight.double()
+    if ours.scales is not None:
+        meant = rounded_weight(ours)
+        assert (meant - weight).abs().max() <= ours.scales.max() * 0.501
+    for rows in (1, 2, 3, 4, 5, 6, 7, 12, 13, 32, 75):
+        x = torch.randn(rows, inner).to(dtype)
+        exact = x.double() @ meant.t() + bias.double()
+        error = (linear(x, ours, bias).double() - exact).abs().max() / exact.abs().max()
+        assert error < {torch.float32: 2e-6, torch.float16: 1e-3}.get(dtype, 8e-3), rows
+
+
+def test_weights_of_eight_bits_change_what_a_model_says_by_little(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    exact, rounded = model(tmp_path, torch.float32), model(tmp_path, torch.float32, int8=True)
+    assert isinstance(rounded.weights.layers[0].down, PackedWeight)
+    assert rounded.weights.layers[0].down.scales is not None
+    world = Sequences(exact, ResidentSlots(), [(0, 40, 0)])
+    (meant,) = world.step(world.parts(), world.kv.clone())
+    world.decoder = rounded
+    (found,) = world.step(world.parts(), world.kv.clone())
+    # Each linear loses a hundredth; the model, a few.
+    assert 0 < (found - meant).norm() / meant.norm() < 0.1
+
+
+def test_a_weight_that_eight_bits_would_spoil_keeps_its_own() -> None:
+    weight = torch.randn(64, 128)
+    weight[:, 5] = 500.0
+    assert pack(weight, int8=True).scales is None
+    assert pack(torch.randn(64, 128), int8=True).scales is not None
+
+
+def test_weights_of_eight_bits_need_the_compiled_kernels(tmp_path: Path) -> None:
+    library.register(None)
+    with pytest.raises(ValidationError, match="compiled CPU kernels"):
+        model(tmp_path, torch.float32, int8=True)
+
+
+def test_a_weight_of_an_odd_number_of_columns_stays_with_torch() -> None:
+    weight = torch.randn(8, 5)
+    assert packed(weight) is weight
