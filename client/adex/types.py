@@ -2,10 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 # Where an adapter's files come from.
 AdapterSource = Literal["local", "hub", "s3"]
+
+
+class HasJsonSchema(Protocol):
+    """What knows its own JSON Schema, as pydantic's models do."""
+
+    __name__: str
+
+    def model_json_schema(self) -> Mapping[str, object]:
+        """The schema."""
+        ...
+
+
+ResponseFormat = Mapping[str, object] | HasJsonSchema
 
 
 class Sampling(TypedDict, total=False):
@@ -17,6 +30,10 @@ class Sampling(TypedDict, total=False):
     does. `seed` makes a sampled text repeatable. `truncate` keeps the last so many prompt tokens.
     `top_n_tokens` also reports the n most probable tokens at each position. `logit_bias` maps token
     ids to what is added to their logits, -100 to 100.
+
+    `response_format` says what the text must belong to: {"type": "json_object"}, {"type":
+    "json_schema", "schema": {...}}, {"type": "regex", "value": "..."}, {"type": "choice", "value":
+    [...]}, {"type": "lark", "value": "..."}, or a pydantic model. `grammar` is TGI's word for it.
     """
 
     max_new_tokens: int | None
@@ -38,6 +55,8 @@ class Sampling(TypedDict, total=False):
     top_n_tokens: int | None
     truncate: int | None
     return_full_text: bool | None
+    response_format: ResponseFormat | None
+    grammar: ResponseFormat | None
 
 
 class ChatSampling(TypedDict, total=False):
@@ -62,6 +81,8 @@ class ChatSampling(TypedDict, total=False):
     stop_token_ids: list[int] | None
     ignore_eos_token: bool | None
     top_n_tokens: int | None
+    response_format: ResponseFormat | None
+    grammar: ResponseFormat | None
 
 
 class Message(TypedDict):

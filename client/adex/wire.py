@@ -56,6 +56,8 @@ _CHAT_NAMES = {
     "ignore_eos_token": "ignore_eos",
     "top_n_tokens": "top_logprobs",
 }
+# The parameters that take a pydantic model besides.
+_FORMATS = ("response_format", "grammar")
 # What people write who come from another client.
 _OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -126,7 +128,20 @@ def _named(given: Mapping[str, object], kind: type, names: Mapping[str, str]) ->
             other = _OTHER_NAMES.get(name) or (near[0] if near else None)
             hint = f"; did you mean {other!r}?" if other else ""
             raise TypeError(f"no sampling parameter is named {name!r}{hint}")
-    return {names.get(name, name): value for name, value in given.items() if value is not None}
+    return {
+        names.get(name, name): _format(value) if name in _FORMATS else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def _format(value: object) -> object:
+    """What a text must belong to, as the routes read it."""
+    schema_of = getattr(value, "model_json_schema", None)
+    if schema_of is None:
+        return value
+    named = {"name": str(getattr(value, "__name__", "text")), "schema": schema_of()}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def _post(path: str, body: Mapping[str, object], stream: bool) -> Request:

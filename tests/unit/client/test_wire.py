@@ -54,6 +54,23 @@ def chat_body(sampling: ChatSampling, **given: Any) -> Any:
     return json.loads(request.body)
 
 
+class Date:
+    """As pydantic's models are: the class knows its schema."""
+
+    @classmethod
+    def model_json_schema(cls) -> Mapping[str, object]:
+        return {"type": "object", "title": "Date"}
+
+
+def test_what_a_text_must_belong_to_goes_as_it_is_and_a_model_as_its_schema() -> None:
+    given: Any = {"type": "json_object"}
+    assert generate_body({"grammar": given})["parameters"]["grammar"] == given
+    named = {"name": "Date", "schema": {"type": "object", "title": "Date"}}
+    expected = {"type": "json_schema", "json_schema": named}
+    assert chat_body({"response_format": Date})["response_format"] == expected
+    assert generate_body({"response_format": Date})["parameters"]["response_format"] == expected
+
+
 def error(status: int, value: object, headers: Mapping[str, str] | None = None) -> AdexError:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return wire.error_of_reply(status, headers or {}, body)
