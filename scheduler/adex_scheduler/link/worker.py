@@ -142,14 +142,20 @@ class WorkerLink:
         stream = self._stream
         if stream is None:
             raise self._unconnected()
+        back_off_s = self._options.back_off_s_max
         try:
             request, timeout_s = grammar_to_wire(grammar), self._options.grammar_s_max
             reply = await stream.stub.PrepareGrammar(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise WorkerLost(
-                f"the worker did not answer for a grammar: {error.code().name}",
-                retry_after_s=self._options.back_off_s_max,
-            ) from error
+            reason = f"the worker did not answer for a grammar: {error.code().name}"
+            raise WorkerLost(reason, retry_after_s=back_off_s) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Closing the channel of a stream that has ended cancels what was asked through it.
+            reason = "the worker went away while it compiled a grammar"
+            raise WorkerLost(reason, retry_after_s=back_off_s) from None
         refusal = decode_grammar_reply(reply)
         if refusal is not None:
             raise refusal

@@ -91,8 +91,32 @@ async def test_every_parameter_means_what_it_means_in_rest(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
+    ("grammar", "expected"),
+    [
+        (pb.TextGrammar(json_schema='{"type": "array"}'), ("json_schema", '{"type": "array"}')),
+        (pb.TextGrammar(regex="a+"), ("regex", "a+")),
+        (pb.TextGrammar(choice=pb.TextChoice(texts=["a", "b"])), ("choice", '["a", "b"]')),
+        (pb.TextGrammar(lark='start: "a"'), ("lark", 'start: "a"')),
+    ],
+)
+async def test_a_grammar_is_compiled_before_its_text_begins(
+    wire: Wire, grammar: Any, expected: tuple[str, str]
+) -> None:
+    await wire.stub.Generate(asking(grammar=grammar))
+    [request], [prepared] = wire.engine.requests, wire.engine.grammars
+    assert request.sampling.grammar == prepared
+    assert (prepared.kind.value, prepared.text) == expected
+
+
+@pytest.mark.parametrize(
     ("parameters", "status", "code"),
     [
+        ({"grammar": pb.TextGrammar()}, grpc.StatusCode.INVALID_ARGUMENT, "validation"),
+        (
+            {"grammar": pb.TextGrammar(regex="[unmatchable]")},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "validation",
+        ),
         ({"temperature": -1.0}, grpc.StatusCode.INVALID_ARGUMENT, "validation"),
         ({"adapter_id": "missing"}, grpc.StatusCode.NOT_FOUND, "adapter_not_found"),
         ({"adapter_id": "busy"}, grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded"),

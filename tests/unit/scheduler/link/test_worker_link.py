@@ -10,10 +10,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from adex_proto.codec import Up, decode_to_worker, encode_from_worker
-from adex_proto.errors import ProtocolViolation, WorkerLost
+from adex_proto.codec import Up, decode_to_worker, encode_from_worker, encode_grammar_reply
+from adex_proto.errors import ProtocolViolation, ValidationError, WorkerLost
+from adex_proto.grammar import Grammar, GrammarKind
 from adex_proto.outcome import Heartbeat, Hello, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
+from adex_proto.sampling_codec import grammar_from_wire
 from adex_proto.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 from adex_scheduler.link import worker as link_module
 from adex_scheduler.link.worker import LinkEvent, LinkLost, LinkOptions, WorkerLink
@@ -30,6 +32,14 @@ class FakeWorker(WorkerServicer):
     def __init__(self, *behaviours: Behaviour) -> None:
         self.behaviours = list(behaviours)
         self.streams = 0
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+
+    async def PrepareGrammar(self, request: Any, context: Any) -> Any:  # noqa: N802 -- gRPC's name
+        self.asked.set()
+        await self.answer.wait()
+        refused = "bad" in grammar_from_wire(request).text
+        return encode_grammar_reply(ValidationError("no", field="grammar") if refused else None)
 
     async def Run(self, request_iterator: Any, context: Any) -> None:  # noqa: N802 -- gRPC's name
         behaviour = self.behaviours[min(self.streams, len(self.behaviours) - 1)]
@@ -208,3 +218,44 @@ async def test_an_address_where_nobody_listens_is_tried_again_until_somebody_doe
     assert lonely.events.empty()
     lonely.task.cancel()
     await asyncio.wait([lonely.task])
+
+
+GRAMMAR = Grammar(GrammarKind.REGEX, "good")
+
+
+async def until_lost(requests: Any, context: Any) -> None:
+    """Stays until the first message, and goes."""
+    await anext(aiter(requests))
+
+
+async def test_a_grammar_is_prepared_or_refused_by_the_worker() -> None:
+    options = LinkOptions()
+    async with linked(say(HELLO, then=stay_silent), options=options) as (connected, worker):
+        with pytest.raises(WorkerLost):
+            await connected.link.prepare_grammar(GRAMMAR)
+        await connected.next()
+        worker.answer.set()
+        await connected.link.prepare_grammar(GRAMMAR)
+        with pytest.raises(ValidationError, match="no"):
+            await connected.link.prepare_grammar(Grammar(GrammarKind.REGEX, "bad"))
+
+
+async def test_a_worker_that_goes_while_it_compiles_is_lost_and_nobody_is_cancelled() -> None:
+    async with linked(say(HELLO, then=until_lost), options=LinkOptions()) as (connected, worker):
+        await connected.next()
+        preparing = asyncio.create_task(connected.link.prepare_grammar(GRAMMAR))
+        await asyncio.wait_for(worker.asked.wait(), 10)
+        connected.link.send(StepPlan(0, (), ()))
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(preparing, 10)
+
+
+async def test_a_caller_who_goes_while_his_grammar_is_compiled_is_cancelled() -> None:
+    options = LinkOptions()
+    async with linked(say(HELLO, then=stay_silent), options=options) as (connected, worker):
+        await connected.next()
+        preparing = asyncio.create_task(connected.link.prepare_grammar(GRAMMAR))
+        await asyncio.wait_for(worker.asked.wait(), 10)
+        preparing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await preparing

@@ -21,13 +21,17 @@ from adex_proto.codec import (
     ToWorkerMessage,
     Up,
     decode_from_worker,
+    decode_grammar_reply,
     decode_info,
     encode_to_worker,
 )
-from adex_proto.errors import ValidationError
+from adex_proto.errors import AdexError, ValidationError
+from adex_proto.grammar import Grammar, GrammarKind
 from adex_proto.outcome import Heartbeat, Held, Hello, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
+from adex_proto.sampling_codec import grammar_to_wire
 from adex_proto.v1.worker_pb2_grpc import WorkerStub
+from adex_worker.grammar.compiler import GrammarCompiler
 from adex_worker.run.steps import StepThread
 from adex_worker.service import session as session_module
 from adex_worker.service.commands import CommandPools
@@ -82,8 +86,14 @@ class Stage:
         self.steps = StepThread(backstage)
         self.steps.start()
 
-    async def load(self) -> None:
-        await self.server.serve(WorkerParts(INFO, self.steps, CommandPools(self.backstage)))
+    async def load(self, grammars: GrammarCompiler | None = None) -> None:
+        pools = CommandPools(self.backstage)
+        await self.server.serve(WorkerParts(INFO, self.steps, pools, grammars))
+
+    async def prepare(self, grammar: Grammar) -> AdexError | None:
+        """What the worker says against a grammar."""
+        stub = WorkerStub(self.channel)
+        return decode_grammar_reply(await stub.PrepareGrammar(grammar_to_wire(grammar)))
 
     async def health(self, service: str) -> int:
         request = health_pb2.HealthCheckRequest(service=service)
@@ -268,3 +278,26 @@ async def test_the_reason_for_an_end_comes_after_a_message_that_is_still_being_w
         if leaves:
             await stopping
         assert ("is stopping" if leaves else "carries no kind") in str(ended.value.details())
+
+
+async def test_a_grammar_is_prepared_or_refused_beside_the_stream() -> None:
+    tokenizer = Path(__file__).parents[4] / "demo/model/tokenizer.json"
+    grammars = GrammarCompiler(tokenizer, 1708, (2,))
+    good, bad = Grammar(GrammarKind.REGEX, "a"), Grammar(GrammarKind.REGEX, "(a")
+    async with stage(loaded=False) as each:
+        with pytest.raises(grpc.aio.AioRpcError, match="loading"):
+            await each.prepare(good)
+        await each.load(grammars)
+        assert await each.prepare(good) is None
+        assert await each.prepare(good) is None
+        refusal = await each.prepare(bad)
+    grammars.close()
+    assert grammars.find(good) is not None
+    assert isinstance(refusal, ValidationError)
+    assert refusal.field == "grammar"
+
+
+async def test_a_model_without_a_tokenizer_refuses_every_grammar() -> None:
+    async with stage() as each:
+        refusal = await each.prepare(Grammar(GrammarKind.REGEX, "a"))
+    assert isinstance(refusal, ValidationError)
