@@ -26,10 +26,30 @@ from adex.errors import AdexError
 
 Run = Callable[[argparse.Namespace, Terminal], int]
 
-# These two have flags of their own, which their packages know and this one does not.
+SIMULATE_NEEDS = ("adex_scheduler", "aiohttp", "grpc", "numpy", "matplotlib")
+
+# These have flags of their own, which their packages know and this one does not.
 _PROCESSES = {
-    "worker": ("adex_worker", WORKER_NEEDS, "one worker: the model, the adapters, the device"),
-    "scheduler": ("adex_scheduler", SCHEDULER_NEEDS, "one scheduler: REST, gRPC, the decisions"),
+    "worker": (
+        "adex_worker",
+        WORKER_NEEDS,
+        "start one worker: the model, the adapters, the device",
+    ),
+    "scheduler": (
+        "adex_scheduler",
+        SCHEDULER_NEEDS,
+        "start one scheduler: REST, gRPC, the decisions",
+    ),
+    "simulate": (
+        "adex_scheduler.simulate",
+        SIMULATE_NEEDS,
+        "play a trace on a simulated machine: what would users see, with how much memory?",
+    ),
+    "calibrate": (
+        "adex_scheduler.simulate.calibrate",
+        SIMULATE_NEEDS,
+        "measure a worker, and write the machine that `adex simulate` plays on",
+    ),
 }
 
 
@@ -57,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add_chat_flags(command("chat", "talk with the model and its adapters", chat))
     add_adapters_flags(command("adapters", "list the adapters of a server", adapters))
     for name, (_, _, text) in _PROCESSES.items():
-        commands.add_parser(name, help=f"start {text}", add_help=False)
+        commands.add_parser(name, help=text, add_help=False)
     return top
 
 
@@ -90,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def become_process(name: str, arguments: Sequence[str]) -> Never:
-    """Replace this process by the worker or the scheduler.
+    """Replace this process by one of another package.
 
     Raises: CommandError when a package it needs is missing.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from adex_proto.adapter import AdapterKey, Tier
-from adex_proto.outcome import Fetched, Moved
+from adex_proto.outcome import Fetched, Held, Moved, WorkerInfo
 from adex_proto.plan import AdapterCommand, Fetch, PageIn, Stage
 
 FETCHES_MAX = 32
@@ -81,18 +81,57 @@ def least_score(records: Sequence[Record], now: float) -> Record:
     return min(records, key=lambda record: (score[record.slot], record.slot))
 
 
+@dataclass(slots=True)
+class _Shelf:
+    """One tier below the device: so many bytes, and who leaves when they are short."""
+
+    bytes_max: float
+    victim: Victim
+    records: dict[str, Record] = field(default_factory=dict[str, Record])
+    bytes_held: float = 0.0
+
+    def add(self, record: Record) -> None:
+        self.records[record.name] = record
+        self.bytes_held += record.size
+
+    def make_room(
+        self, size: float, now: float, ahead: set[str], may: Callable[[Record], bool]
+    ) -> list[Record] | None:
+        """Those who have left for `size` bytes, or None and no change."""
+        short = self.bytes_held + size - self.bytes_max
+        if short <= 0:
+            return []
+        coming = Copy.COMING
+        idle = [
+            one
+            for one in self.records.values()
+            if one.name not in ahead and may(one) and coming not in (one.host, one.disk)
+        ]
+        leaving: list[Record] = []
+        while short > 0:
+            if not idle:
+                return None
+            leaving.append(self.victim(idle, now))
+            idle.remove(leaving[-1])
+            short -= leaving[-1].size
+        for one in leaving:
+            del self.records[one.name]
+            self.bytes_held -= one.size
+        return leaving
+
+
 class BaselineTiers:
     """All adapters of one run, and the moves under way."""
 
-    def __init__(self, sizes: Mapping[str, int], host_bytes: float, victim: Victim) -> None:
+    def __init__(self, sizes: Mapping[str, int], victim: Victim, info: WorkerInfo) -> None:
         self.records = {
             name: Record(name, size, slot)
             for slot, (name, size) in enumerate(sizes.items(), start=1)
         }
         self.resident: dict[str, Record] = {}
         self.device_bytes = 0
-        self._on_host: dict[str, Record] = {}
-        self._host_bytes, self._host_bytes_max = 0, host_bytes
+        self._host = _Shelf(info.host_bytes, victim)
+        self._disk = _Shelf(info.disk_bytes, victim)
         self._victim = victim
         self._moving = {Tier.DISK: 0, Tier.HOST: 0, Tier.DEVICE: 0}
 
@@ -111,11 +150,27 @@ class BaselineTiers:
             or moving[Tier.DEVICE] < PAGE_INS_MAX
         )
 
-    def fetch(self, record: Record) -> AdapterCommand | None:
-        """Bring it to the disk, if a link is free."""
+    def hold(self, held: Held) -> None:
+        """The worker has this copy from the start."""
+        record = self.records[held.version.digest]
+        record.disk = Copy.HELD
+        self._disk.add(record)
+        if held.tier is Tier.HOST:
+            record.host = Copy.HELD
+            self._host.add(record)
+
+    def fetch(self, record: Record, now: float, ahead: set[str]) -> AdapterCommand | None:
+        """Bring it to the disk, if a link is free and others may leave for it."""
         if record.disk is not Copy.NONE or self._moving[Tier.DISK] >= FETCHES_MAX:
             return None
+        # What is held nearer stays on disk too.
+        leaving = self._disk.make_room(record.size, now, ahead, lambda one: one.host is Copy.NONE)
+        if leaving is None:
+            return None
+        for victim in leaving:
+            victim.disk = Copy.NONE
         record.disk = Copy.COMING
+        self._disk.add(record)
         self._moving[Tier.DISK] += 1
         return Fetch(AdapterKey("", "local", record.name))
 
@@ -123,16 +178,13 @@ class BaselineTiers:
         """Bring it to host memory, if a link is free and others may leave for it."""
         if record.host is not Copy.NONE or self._moving[Tier.HOST] >= STAGES_MAX:
             return None
-        while self._host_bytes + record.size > self._host_bytes_max:
-            idle = [one for one in self._on_host.values() if one.name not in ahead]
-            if not idle:
-                return None
-            victim = self._victim(idle, now)
-            del self._on_host[victim.name]
+        leaving = self._host.make_room(record.size, now, ahead, lambda _: True)
+        if leaving is None:
+            return None
+        for victim in leaving:
             victim.host = Copy.NONE
-            self._host_bytes -= victim.size
-        self._host_bytes += record.size
         record.host = Copy.COMING
+        self._host.add(record)
         self._moving[Tier.HOST] += 1
         return Stage(record.name)
 
@@ -181,7 +233,6 @@ class BaselineTiers:
                 self._moving[tier] -= 1
                 if tier is Tier.HOST:
                     record.host = Copy.HELD
-                    self._on_host[digest] = record
                 else:
                     record.device = Copy.HELD
                     self.resident[digest] = record

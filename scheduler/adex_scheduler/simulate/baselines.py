@@ -99,9 +99,9 @@ class Baseline:
         match event:
             case WorkerReady(hello):
                 self._info = hello.info
-                self._tiers = BaselineTiers(self._sizes, hello.info.host_bytes, self._rules.victim)
+                self._tiers = BaselineTiers(self._sizes, self._rules.victim, hello.info)
                 for held in hello.held:
-                    self._tiers.records[held.version.digest].disk = Copy.HELD
+                    self._tiers.hold(held)
                 if self._rules.foresight:
                     for number, request in enumerate(self._trace):
                         if request.adapter is not None:
@@ -266,7 +266,7 @@ class Baseline:
         tiers = self._tiers
         command: AdapterCommand | None = None
         if record.disk is not Copy.HELD:
-            command = tiers.fetch(record)
+            command = tiers.fetch(record, now, ahead)
         elif record.host is not Copy.HELD:
             command = tiers.stage(record, now, ahead)
         elif self._room_on_device(record, now, ahead):
@@ -278,7 +278,7 @@ class Baseline:
         if not self._room_on_device(record, now, set()):
             return False
         tiers = self._tiers
-        for command in (tiers.fetch(record), tiers.stage(record, now, set())):
+        for command in (tiers.fetch(record, now, set()), tiers.stage(record, now, set())):
             if command is not None:
                 draft.commands.append(command)
         record.disk = Copy.HELD

@@ -160,3 +160,55 @@ class FarthestUse(CachePolicy):
 
     def worth(self, resident: Bools, now: float, position: int) -> Floats:
         return -(self._next - position) * self._weight
+
+
+class LearnedMixture(CachePolicy):
+    """Chance of the next request, by counts that decay at several paces, times cost per byte.
+
+    The exact form of what the core approximates: every adapter is valued anew at each eviction. The
+    weight of each pace moves towards those that expected what was asked for. With `queue`, the
+    trace's uses and a number, so many next requests are known, and of those the latest leaves
+    first, after all that are not among them.
+    """
+
+    def __init__(
+        self,
+        sizes: Floats,
+        costs: Floats,
+        paces_s: tuple[float, ...] = (5.0, 20.0, 80.0, 320.0, 1e12),
+        learning_rate: float = 0.01,
+        queue: tuple[Ints, int] | None = None,
+    ) -> None:
+        super().__init__(sizes, costs)
+        self._paces = np.array(paces_s)
+        self._rate = learning_rate
+        self._queue = queue
+        # Counts are kept larger by `growth` instead of being decayed each time.
+        self._counts = np.zeros((len(paces_s), self.count))
+        self._sums = np.zeros(len(paces_s))
+        self._growth = np.ones(len(paces_s))
+        self._now = 0.0
+        self.weights = np.full(len(paces_s) + 1, 1.0 / (len(paces_s) + 1))
+
+    def use(self, index: int, now: float, position: int) -> None:
+        self._growth *= np.exp((now - self._now) / self._paces)
+        self._now = now
+        if self._growth.max() > 1e100:
+            self._counts /= self._growth[:, None]
+            self._sums /= self._growth
+            self._growth[:] = 1.0
+        expected = self._counts[:, index] / np.maximum(self._sums, 1e-300)
+        moved = self.weights * np.append(expected, 1 / self.count)
+        self.weights += self._rate * (moved / moved.sum() - self.weights)
+        self._counts[:, index] += self._growth
+        self._sums += self._growth
+
+    def worth(self, resident: Bools, now: float, position: int) -> Floats:
+        shares = self.weights[:-1] / np.maximum(self._sums, 1e-300)
+        chance: Floats = shares @ self._counts + self.weights[-1] / self.count
+        worth = chance * self.costs / self.sizes
+        if self._queue is not None:
+            uses, window = self._queue
+            known, first = np.unique(uses[position + 1 : position + 1 + window], return_index=True)
+            worth[known] = 1e9 - first
+        return worth

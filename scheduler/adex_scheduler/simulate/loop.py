@@ -4,7 +4,7 @@ The scheduler is whatever has the door `handle(event, now) -> instructions`; the
 it, and so have the baselines. Equal inputs give equal results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol, assert_never
@@ -49,7 +49,7 @@ class Course:
 
 
 class Simulation:
-    """One run. `records` are kept by request number, which is its place in the trace."""
+    """One run. A request's number is its place in the trace. `on_tick` is for who watches."""
 
     def __init__(
         self,
@@ -57,11 +57,13 @@ class Simulation:
         worker: ModelledWorker,
         requests: Sequence[TracedRequest],
         course: Course,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._scheduler = scheduler
         self._worker = worker
         self._requests = requests
         self._course = course
+        self._on_tick = on_tick
         self._records: dict[int, RequestRecord] = {}
         self._open: dict[int, RequestRecord] = {}
         self._tokenless: set[int] = set()
@@ -92,6 +94,7 @@ class Simulation:
             event = heappop(self._heap)[2]
             if isinstance(event, Ticked):
                 self._push(self._now + _TICK_S, event)
+                self._on_tick()
             self._tell(event)
         return RunResult(self._now, tuple(self._records.values()), self._worker.times)
 

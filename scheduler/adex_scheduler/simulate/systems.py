@@ -1,13 +1,14 @@
 """Every system that can be simulated, by name: ours, the ideal, and the baselines."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
+from adex_scheduler.core.statistics import CoreStatistics
 from adex_scheduler.simulate.baseline_tiers import farthest_next, least_score
 from adex_scheduler.simulate.baselines import Baseline, Rules
-from adex_scheduler.simulate.loop import Course, Scheduler, Simulation
+from adex_scheduler.simulate.loop import Course, Simulation
 from adex_scheduler.simulate.machine import Machine
 from adex_scheduler.simulate.result import RunResult
 from adex_scheduler.simulate.trace import TracedRequest, ranks_of
@@ -81,23 +82,33 @@ def simulate(
     *,
     course: Course | None = None,
     remote: bool = False,
+    warm: bool = False,
     limits: Limits = SIMULATED_LIMITS,
+    watch: Callable[[CoreStatistics], None] | None = None,
 ) -> RunResult:
-    """Play the trace on the machine under the system."""
+    """Play the trace on the machine under the system.
+
+    `remote` begins with no adapter on disk, `warm` with every one in host memory. `watch` sees the
+    core's own figures at each tick, where it is the core that runs.
+    """
     made = SYSTEMS[system]
-    kind = WorkerKind(
-        made.worker.all_resident, made.worker.blocking, remote and not made.worker.all_resident
-    )
+    remote = remote and not made.worker.all_resident
+    kind = replace(made.worker, remote=remote, warm=warm and not remote)
     ranks = ranks_of(requests)
     worker = ModelledWorker(machine, ranks, kind)
-    scheduler: Scheduler
+    course = course or Course()
     if made.rules is None:
-        scheduler = SchedulerCore(worker.info(), limits)
-    else:
-        scheduler = Baseline(
-            made.rules(machine),
-            {name: machine.adapter_bytes(rank) for name, rank in ranks.items()},
-            kv_token_bytes=machine.model.kv_token_bytes,
-            trace=requests,
-        )
-    return Simulation(scheduler, worker, requests, course or Course()).run()
+        core = SchedulerCore(worker.info(), limits)
+
+        def look() -> None:
+            if watch is not None:
+                watch(core.statistics())
+
+        return Simulation(core, worker, requests, course, look).run()
+    baseline = Baseline(
+        made.rules(machine),
+        {name: machine.adapter_bytes(rank) for name, rank in ranks.items()},
+        kv_token_bytes=machine.model.kv_token_bytes,
+        trace=requests,
+    )
+    return Simulation(baseline, worker, requests, course).run()

@@ -35,12 +35,14 @@ class WorkerKind:
 
     `all_resident` holds every adapter on the device from the start, in memory of its own: the ideal
     that no policy can beat. `blocking` moves adapters between steps, which wait for it. `remote`
-    has no adapter on disk at the start, so that each is fetched when it is first asked for.
+    has no adapter on disk at the start, so that each is fetched when it is first asked for; `warm`
+    has every one in host memory.
     """
 
     all_resident: bool = False
     blocking: bool = False
     remote: bool = False
+    warm: bool = False
 
 
 @dataclass(slots=True)
@@ -137,7 +139,7 @@ class ModelledWorker:
 
     def hello(self) -> Hello:
         """The first word: with a disk that holds every adapter, unless they are remote."""
-        tier = Tier.HOST if self.kind.all_resident else Tier.DISK
+        tier = Tier.HOST if self.kind.all_resident or self.kind.warm else Tier.DISK
         return Hello(
             self.info(), tuple(Held(self.version(name), tier) for name in sorted(self._disk))
         )

@@ -74,4 +74,4 @@ def test_no_policy_pays_less_than_the_bound(name: str) -> None:
         costs.append(replay_s3fifo(trace, capacity, skip=skip).cost_s)
         costs.append(replay_tinylfu(trace, capacity, skip=skip).cost_s)
         costs.append(replay(trace, capacity, belady, skip=skip).cost_s)
-        assert bound <= min(costs)
+        assert bound <= min(costs) * (1 + 1e-9)

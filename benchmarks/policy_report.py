@@ -1,0 +1,215 @@
+"""Runs of the policy benchmark to Markdown tables and plots."""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Answer = tuple[str, tuple[Any, ...], dict[str, Any]]
+# Of one scenario: by system, by seed.
+Cells = dict[str, dict[int, dict[str, Any]]]
+MixDistance = Callable[[Counter[str], Counter[str]], float]
+MARKS = {"ideal": "--", "adex": "-", "sync-lru": "-.", "async-lru-static": ":"}
+
+
+def write_report(
+    answers: Sequence[Answer], folder: Path | None, stem: str, mix_distance: MixDistance
+) -> str:
+    """The tables as Markdown; with a folder they are written there with the plots."""
+    groups: dict[str, dict[Any, Cells]] = {}
+    rows: dict[tuple[str, int, float], list[dict[str, float]]] = {}
+    for kind, about, answer in answers:
+        if kind == "run":
+            scenario, system, seed = about
+            cells = groups.setdefault(scenario.group, {}).setdefault(scenario.name, {})
+            cells.setdefault(system, {})[seed] = answer | {"scenario": scenario}
+        else:
+            name, adapters, _, share, _ = about
+            rows.setdefault((name, adapters, share), []).append(answer)
+    parts: list[str] = []
+    if "saturated" in groups:
+        parts.append(_saturated(groups["saturated"], mix_distance))
+    for group in ("open-1000", "open-10000", "host", "remote"):
+        parts += [_open(name, cells) for name, cells in groups.get(group, {}).items()]
+    if "flood" in groups:
+        parts.append(_flood(groups["flood"]))
+    if rows:
+        parts.append(_caches(rows))
+    if folder is not None:
+        if "reach" in groups:
+            _plot_reach(groups["reach"], folder / f"{stem}-reach.png")
+            parts.append(f"![throughput and p99 TTFT against adapters]({stem}-reach.png)")
+        if rows:
+            _plot_regret(rows, folder / f"{stem}-regret.png")
+            parts.append(f"![miss cost beyond the bound]({stem}-regret.png)")
+        (folder / f"{stem}-tables.md").write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join(parts)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean, and the least and most where they differ."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def _of(seeds: dict[int, dict[str, Any]], field: str) -> list[float]:
+    return [seeds[seed][field] for seed in sorted(seeds)]
+
+
+def _saturated(scenarios: dict[str, Cells], mix_distance: MixDistance) -> str:
+    rows: list[list[str]] = []
+    for name, cells in scenarios.items():
+        ours, ideal = cells["adex"], cells["ideal"]
+        ratios = [
+            100 * ours[seed]["output_tokens_per_s"] / ideal[seed]["output_tokens_per_s"]
+            for seed in sorted(ours)
+        ]
+        apart = [
+            mix_distance(Counter(ours[seed]["served"]), Counter(ideal[seed]["served"]))
+            for seed in sorted(ours)
+        ]
+        rows.append(
+            [
+                name,
+                _spread(_of(ideal, "requests_per_s")),
+                _spread(_of(ours, "requests_per_s")),
+                f"{_spread(ratios)} %",
+                _spread(apart, 3),
+                _spread(_of(ours, "blocked_share"), 2),
+            ]
+        )
+    headings = ("closed loop, 512 callers", "ideal req/s", "adex req/s", "adex of ideal, tokens/s")
+    more = ("served mix apart", "blocked on loads")
+    return "## Saturated\n\n" + _table((*headings, *more), rows)
+
+
+def _open(name: str, cells: Cells) -> str:
+    rows: list[list[str]] = []
+    for system, seeds in cells.items():
+        rows.append(
+            [
+                system,
+                _spread(_of(seeds, "requests_per_s")),
+                _spread([1000 * v for v in _of(seeds, "ttft_p50_s")], 0),
+                _spread([1000 * v for v in _of(seeds, "ttft_p99_s")], 0),
+                _spread([1000 * v for v in _excess(seeds, cells.get("ideal", {}))], 0),
+                _spread([1000 * v for v in _of(seeds, "token_gap_p99_s")]),
+                _spread([100 * v for v in _of(seeds, "within_1s")]),
+                _spread(_of(seeds, "blocked_share"), 2),
+                _spread(_of(seeds, "fetches" if _remote(seeds) else "stages"), 0),
+            ]
+        )
+    headings = (
+        "system", "req/s", "TTFT p50 ms", "TTFT p99 ms", "longest wait beyond ideal ms",
+        "inter-token p99 ms", "first token in 1 s %", "blocked on loads", "cold loads",
+    )  # fmt: skip
+    return f"## {name}\n\n" + _table(headings, rows)
+
+
+def _remote(seeds: dict[int, dict[str, Any]]) -> bool:
+    return any(cell["scenario"].remote for cell in seeds.values())
+
+
+def _excess(seeds: dict[int, dict[str, Any]], ideal: dict[int, dict[str, Any]]) -> list[float]:
+    """By how much the request that lost most waited longer than in the ideal, seed by seed."""
+    return [
+        max(
+            ours - best
+            for ours, best in zip(seeds[seed]["ttft_s"], ideal[seed]["ttft_s"], strict=True)
+        )
+        for seed in sorted(seeds)
+        if seed in ideal
+    ] or [0.0]
+
+
+def _flood(scenarios: dict[str, Cells]) -> str:
+    rows = [
+        [
+            name,
+            system,
+            _spread([1000 * v for v in _of(seeds, "calm_p99_s")], 0),
+            _spread(_of(seeds, "lag_tokens"), 0),
+        ]
+        for name, cells in scenarios.items()
+        for system, seeds in cells.items()
+    ]
+    headings = ("workload", "system", "the other tenants' TTFT p99 ms", "service apart, tokens")
+    return "## One tenant floods\n\n" + _table(headings, rows)
+
+
+def _caches(rows: dict[tuple[str, int, float], list[dict[str, float]]]) -> str:
+    names = list(next(iter(rows.values()))[0])
+    table: list[list[str]] = []
+    for (trace, adapters, share), seeds in rows.items():
+        cells = [
+            f"{statistics.mean(seed['LRU'] / seed[name] for seed in seeds):.2f}"
+            for name in names
+            if name != "LRU"
+        ]
+        table.append([f"{trace}, N={adapters}, {share:.0%}", *cells])
+    headings = ("trace, cache", *(name for name in names if name != "LRU"))
+    return "## Cache only: how many times cheaper than LRU's misses\n\n" + _table(headings, table)
+
+
+def _plot_reach(scenarios: dict[str, Cells], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axes, closed, field in ((left, True, "requests_per_s"), (right, False, "ttft_p99_s")):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for cells in scenarios.values():
+            for system, seeds in cells.items():
+                scenario = next(iter(seeds.values()))["scenario"]
+                if (scenario.streams is not None) == closed:
+                    mean = statistics.mean(_of(seeds, field))
+                    lines.setdefault(system, []).append((scenario.adapters, mean))
+        for system, points in lines.items():
+            points.sort()
+            counts, values = zip(*points, strict=True)
+            axes.plot(counts, values, MARKS.get(system, "-"), marker="o", label=system)
+        axes.set_xscale("log")
+        axes.set_xlabel("adapters, ranks 8 to 128 mixed, Zipf 1.0")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    left.set_ylim(bottom=0)
+    left.set_ylabel("requests per second")
+    left.set_title("Saturated throughput")
+    right.set_yscale("log")
+    right.set_ylabel("p99 TTFT, seconds")
+    right.set_title("First token at 24 requests a second")
+    figure.suptitle("Simulated: Llama-3.1-8B on one H200, adapters on NVMe")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _plot_regret(rows: dict[tuple[str, int, float], list[dict[str, float]]], path: Path) -> None:
+    shown = ("LRU", "LFU", "W-TinyLFU", "S3-FIFO", "GDSF", "Chameleon", "mixture", "adex", "Belady")
+    shown = tuple(name for name in shown if all(name in seed for s in rows.values() for seed in s))
+    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
+    width = 0.85 / len(shown)
+    for place, name in enumerate(shown):
+        regrets = [
+            statistics.mean(seed[name] / seed["PFOO"] - 1 for seed in seeds)
+            for seeds in rows.values()
+        ]
+        offsets = [index + (place - (len(shown) - 1) / 2) * width for index in range(len(rows))]
+        axes.bar(offsets, regrets, width, label=name)
+    labels = [f"{trace}\nN={adapters}\n{share:.0%}" for trace, adapters, share in rows]
+    axes.set_xticks(range(len(rows)), labels, fontsize=8)
+    axes.set_yscale("log")
+    axes.set_ylabel("cost of misses beyond the bound PFOO, as a share of it")
+    axes.set_title("Regret by trace and cache size (share of all adapters' bytes)")
+    axes.grid(visible=True, axis="y", alpha=0.3)
+    figure.legend(loc="outside right upper")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
