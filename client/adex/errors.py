@@ -17,6 +17,7 @@ AdexError
 │   └── RequestTooLarge        request_too_large        more bytes than the server reads
 ├── CapacityError              the same request may succeed later
 │   ├── Overloaded             overloaded               a queue is full
+│   ├── DeadlineUnmeetable     deadline_unmeetable      the first token would come too late
 │   ├── ShuttingDown           shutting_down            the server drains
 │   ├── SourceUnavailable      source_unavailable       the adapter's source did not answer
 │   └── NotReady               not_ready                the server does not serve yet
@@ -158,6 +159,12 @@ class Overloaded(CapacityError):
     """A bounded queue is full."""
 
     code = "overloaded"
+
+
+class DeadlineUnmeetable(CapacityError):
+    """The first token cannot come by the request's deadline."""
+
+    code = "deadline_unmeetable"
 
 
 class ShuttingDown(CapacityError):

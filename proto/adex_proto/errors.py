@@ -15,6 +15,7 @@
     │   └── Unauthorized           unauthorized             the credential is missing or refused
     ├── CapacityError              the same request may succeed later
     │   ├── Overloaded             overloaded               a queue is full
+    │   ├── DeadlineUnmeetable     deadline_unmeetable      the first token would come too late
     │   ├── ShuttingDown           shutting_down            the server drains
     │   └── SourceUnavailable      source_unavailable       the adapter's source did not answer
     └── ServerError                nothing the caller did
@@ -129,6 +130,12 @@ class Overloaded(CapacityError):
     """A bounded queue is full."""
 
     code = "overloaded"
+
+
+class DeadlineUnmeetable(CapacityError):
+    """The first token cannot come by the request's deadline."""
+
+    code = "deadline_unmeetable"
 
 
 class ShuttingDown(CapacityError):

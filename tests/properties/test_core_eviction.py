@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from adex_proto.adapter import AdapterVersion, Tier
 from adex_scheduler.core.adapters import Adapter
 from adex_scheduler.core.eviction import CANDIDATES, Eviction, LeastRecent, LeastValued
+from adex_scheduler.core.links import Links
 from adex_scheduler.core.reuse import ReuseRates
 
 TIER = Tier.HOST
@@ -63,7 +64,7 @@ def skewed(chance: Random, count: int) -> int:
 def regret(count: int, room: int, gap: float) -> float:
     """What the victims were worth, over what the least worth at each moment was."""
     chance = Random(1)
-    eviction = LeastValued(ReuseRates(10**6))
+    eviction = LeastValued(ReuseRates(10**6), Links())
     cache = Cache(eviction, count, room)
     lost = least = 0.0
     for number in range(3000):
@@ -91,7 +92,7 @@ def test_who_leaves_is_worth_hardly_more_than_the_least(count: int, room: int, g
 def test_those_offered_are_idle_and_nobody_is_offered_twice(
     happenings: list[tuple[int, int, float]],
 ) -> None:
-    eviction = LeastValued(ReuseRates(100))
+    eviction = LeastValued(ReuseRates(100), Links())
     cache = Cache(eviction, 61, 61)
     now = 0.0
     for index, happening, gap in happenings:
@@ -128,13 +129,13 @@ def misses(eviction: Eviction, popularity: str) -> int:
 def test_it_misses_less_than_the_longest_idle_rule_or_hardly_more(
     popularity: str, most: float
 ) -> None:
-    valued = misses(LeastValued(ReuseRates(1000)), popularity)
+    valued = misses(LeastValued(ReuseRates(1000), Links()), popularity)
     assert valued <= most * misses(LeastRecent(), popularity)
 
 
 def test_an_eviction_costs_the_same_however_many_copies_there_are() -> None:
     def most_asked(count: int) -> int:
-        eviction = Counting(ReuseRates(10**6))
+        eviction = Counting(ReuseRates(10**6), Links())
         cache = Cache(eviction, count + 200, count)
         for index in range(count):
             cache.ask(index, 0.1 * index)

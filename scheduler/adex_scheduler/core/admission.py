@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from adex_proto.errors import AdexError, Overloaded, ShuttingDown, ValidationError
+from adex_proto.errors import (
+    AdexError,
+    DeadlineUnmeetable,
+    Overloaded,
+    ShuttingDown,
+    ValidationError,
+)
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.core.limits import Limits
 
@@ -13,10 +19,14 @@ _SMOOTHING = 0.1
 
 @dataclass(slots=True)
 class Pace:
-    """How often a place in the queue comes free."""
+    """How often a place in the queue comes free. Idle times do not count."""
 
     seconds_per_finish: float = 0.0
     _finished_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """A request has come to an idle worker."""
+        self._finished_at = now
 
     def note_finish(self, now: float) -> None:
         """One more sequence has finished."""
@@ -49,6 +59,17 @@ def queue_refusal(
             retry_after_s=min(max(seconds_per_finish * count, 1.0), RETRY_AFTER_S_MAX),
         )
     return None
+
+
+def deadline_refusal(expected_s: float, deadline_s: float) -> AdexError | None:
+    """Why a first token that is expected in `expected_s` cannot be promised, or None."""
+    if expected_s <= deadline_s:
+        return None
+    return DeadlineUnmeetable(
+        f"The first token is expected in {expected_s:.3g} s, the request allows {deadline_s:g} s",
+        remedy="Try again later, or allow more time",
+        retry_after_s=min(max(expected_s - deadline_s, 1.0), RETRY_AFTER_S_MAX),
+    )
 
 
 def length_refusal(

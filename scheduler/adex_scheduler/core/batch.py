@@ -29,11 +29,13 @@ LOOKS_PER_MATCH = 32
 class Flight:
     """A plan that was sent and not answered.
 
-    It owes one token to each sequence in `sampling`; `chunks` are the parts of prompts that yield
-    none, with the positions then computed; `finished` are let go when it retires.
+    It computes so many `tokens`. It owes one token to each sequence in `sampling`; `chunks` are the
+    parts of prompts that yield none, with the positions then computed; `finished` are let go when
+    it retires.
     """
 
     step: int
+    tokens: int = 0
     sampling: list[int] = field(default_factory=list[int])
     chunks: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
     finished: list[Sequence] = field(default_factory=list[Sequence])
@@ -122,6 +124,7 @@ class Batch:
             return None
         for sequence in flight.finished:
             sequence.on_worker = False
+        flight.tokens = self.step_tokens_max - draft.tokens_left
         self.next_step += 1
         self.flights.append(flight)
         finished = tuple([sequence.number for sequence in flight.finished])

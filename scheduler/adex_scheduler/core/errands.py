@@ -102,6 +102,10 @@ class Errands:
                 self._out.answers.append(Brought(sequence.number, adapter.digest, tier, done=False))
         return over
 
+    def stands(self, errand: Sequence) -> bool:
+        """Whether the errand goes on though nobody waits to hear of it: a pin stands."""
+        return self._control.stands(errand)
+
     def end(self, sequence: Sequence, error: AdexError | None) -> None:
         """An errand that stands nowhere any more is over; its asker learns how."""
         self.living -= 1

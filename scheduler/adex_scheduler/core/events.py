@@ -12,7 +12,8 @@ from adex_proto.sampling import SamplingParams
 class Arrived:
     """A sequence asks to be generated; `number` is larger than every one before it.
 
-    `key` None is the base model.
+    `key` None is the base model. `deadline_s`: how long its first token may take; where that cannot
+    be met, the sequence fails at once or as soon as this is known, instead of being served late.
     """
 
     number: int
@@ -20,6 +21,7 @@ class Arrived:
     key: AdapterKey | None
     token_ids: tuple[int, ...]
     sampling: SamplingParams
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

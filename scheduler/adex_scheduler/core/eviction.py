@@ -9,7 +9,6 @@ few places at each look. An eviction costs the same however many copies there ar
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, Residence
+from adex_scheduler.core.links import OTHER, Links
 from adex_scheduler.core.reuse import ReuseRates
 
 # Copies that one look offers: room on the device may take several that lie side by side.
@@ -71,35 +71,19 @@ class LeastRecent:
         return list(islice(idle.values(), CANDIDATES))
 
 
-@dataclass(frozen=True, slots=True)
-class FetchCost:
-    """What bringing a copy back into a tier takes: seconds for any, and for each byte."""
-
-    fixed_s: float
-    bytes_per_s: float
-
-    def seconds(self, size: int) -> float:
-        """For a bundle of `size` bytes."""
-        return self.fixed_s + size / self.bytes_per_s
-
-
-FETCH_COSTS: Mapping[Tier, FetchCost] = {
-    Tier.DEVICE: FetchCost(0.0005, 20e9),
-    Tier.HOST: FetchCost(0.005, 3e9),
-    Tier.DISK: FetchCost(0.1, 1e9),
-}
-
-
 class LeastValued:
     """The copy that is expected to save the fewest seconds per byte leaves first."""
 
-    def __init__(self, rates: ReuseRates) -> None:
+    def __init__(self, rates: ReuseRates, links: Links) -> None:
         self.rates = rates
+        self._links = links
         self.clear()
 
     def clear(self) -> None:
         """Forget the copies; how often adapters are asked for stays known."""
-        self._orders = {tier: _Order(partial(self.value, tier)) for tier in FETCH_COSTS}
+        self._orders = {
+            tier: _Order(partial(self.value, tier)) for tier in (Tier.DISK, Tier.HOST, Tier.DEVICE)
+        }
 
     def note_use(self, adapter: Adapter, now: float) -> None:
         """Count the request."""
@@ -116,7 +100,9 @@ class LeastValued:
     def value(self, tier: Tier, adapter: Adapter) -> float:
         """Seconds per byte that keeping the copy is expected to save for each request to come."""
         size = adapter.version.bundle_bytes
-        value = self.rates.share(adapter.digest) * FETCH_COSTS[tier].seconds(size) / size
+        source = next(iter(adapter.names)).source if adapter.names else OTHER
+        seconds = self._links.into(tier, source).seconds(size)
+        value = self.rates.share(adapter.digest) * seconds / size
         if tier is Tier.HOST and adapter.residence is Residence.DEVICE:
             # It saves something only once the copy on the device has gone.
             value *= _UNDER_DEVICE_COPY

@@ -28,6 +28,10 @@ class Tenants:
     def __getitem__(self, name: str) -> Tenant:
         return self._tenants[name]
 
+    def get(self, name: str) -> Tenant | None:
+        """The tenant, if it is known."""
+        return self._tenants.get(name)
+
     def enter(self, name: str) -> Tenant:
         """The tenant, with one more living sequence."""
         tenant = self._tenants.get(name)
@@ -88,6 +92,11 @@ class Line:
 
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence.number in self._members
+
+    @property
+    def tenants_waiting(self) -> int:
+        """How many tenants have sequences in the line."""
+        return len(self._numbers)
 
     def add(self, sequence: Sequence) -> None:
         """Put the sequence where its tenant and its number say."""

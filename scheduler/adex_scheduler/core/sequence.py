@@ -120,6 +120,8 @@ class Sequence:
     began: bool = False
     errand: Errand | None = None
     """None: a request for tokens."""
+    begin_by: float | None = None
+    """When it must have begun for its first token to come by its deadline, if it has one."""
     blocked_at: float | None = None
     blocked_after: int = 0
     """When its adapter first found no room: the time, and the admissions before."""

@@ -5,16 +5,16 @@ give equal instructions. Each event first changes the books, then whatever has b
 begun: steps and moves of adapters, up to the bounds on what may be in flight.
 """
 
-from collections import deque
-
 from adex_proto.adapter import Tier
-from adex_proto.errors import AdexError, Overloaded, ShuttingDown, SourceUnavailable, WorkerLost
+from adex_proto.errors import AdexError, ShuttingDown, WorkerLost
 from adex_proto.outcome import Hello, StepOutcome, WorkerInfo
 from adex_proto.sampling import FinishReason, SamplingParams
-from adex_scheduler.core.admission import Pace, length_refusal, queue_refusal
+from adex_scheduler.core.admission import Pace, deadline_refusal, length_refusal, queue_refusal
 from adex_scheduler.core.batch import Batch
 from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.control import Control
+from adex_scheduler.core.deadlines import Deadlines
+from adex_scheduler.core.endings import Endings
 from adex_scheduler.core.errands import Errands
 from adex_scheduler.core.events import (
     Arrived,
@@ -34,8 +34,10 @@ from adex_scheduler.core.events import (
 from adex_scheduler.core.events import Control as ControlEvent
 from adex_scheduler.core.eviction import Eviction, LeastValued
 from adex_scheduler.core.fairness import Tenants
+from adex_scheduler.core.forecast import Forecast
 from adex_scheduler.core.instructions import Disconnect, Emit, Fail, Instruction, Outbox, SendPlan
 from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.links import Links
 from adex_scheduler.core.outcomes import apply_outcome
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.pool import PagePool
@@ -57,16 +59,18 @@ class SchedulerCore:
         self.sequences: dict[int, Sequence] = {}
         self.connected = False
         self._out = Outbox()
-        eviction = eviction or LeastValued(ReuseRates(limits.aliases_max))
+        self.links = Links()
+        eviction = eviction or LeastValued(ReuseRates(limits.aliases_max), self.links)
         self.tiers = Tiers(self.tenants, eviction, self._out)
         self.residency = Residency(limits, self.tiers, self._out)
         self.control = Control(limits, self.residency, self.tiers, self._out)
         self.errands = Errands(limits, self.sequences, self.tenants, self.control)
-        self._deadlines: deque[tuple[float, int]] = deque()
+        self._deadlines = Deadlines(limits.wait_s_max)
         self._last_number = -1
         self._draining = False
-        self._gone_at = 0.0
+        self._gone_at = self._now = 0.0
         self._pace = Pace()
+        self.forecast = Forecast(self.links, self._pace)
         self._open(info, first_step=0)
 
     def _open(self, info: WorkerInfo, first_step: int) -> None:
@@ -89,6 +93,19 @@ class SchedulerCore:
             tenants=self.tenants,
             first_step=first_step,
         )
+        self.endings = Endings(
+            self.limits,
+            self.sequences,
+            tenants=self.tenants,
+            residency=self.residency,
+            errands=self.errands,
+            turns=self.turns,
+            batch=self.batch,
+            blocks=self.blocks,
+            counters=self.counters,
+            pace=self._pace,
+            out=self._out,
+        )
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in one fact and say what to do about it. `now` never goes back.
@@ -97,10 +114,13 @@ class SchedulerCore:
         """
         self._take_in(event, now)
         if self.residency.failed:
-            self._refuse_failed()
+            self.endings.refuse_failed()
         if self.connected:
             self._mind_errands(now)
             self._go_on(now)
+        for sent in self._out.commands:
+            self.links.note_sent(sent.command, self.tiers.adapters, now)
+        self._now = now
         return self._out.take()
 
     def statistics(self) -> CoreStatistics:
@@ -113,6 +133,7 @@ class SchedulerCore:
             batch=self.batch,
             tiers=self.tiers,
             residency=self.residency,
+            links=self.links.statistics(self._now),
         )
 
     def digest_of(self, number: int) -> str | None:
@@ -125,20 +146,13 @@ class SchedulerCore:
         adapter = self.tiers.adapters.get(self.digest_of(number) or "")
         return adapter.at_hand if adapter else Tier.ABSENT
 
-    def _refuse_failed(self) -> None:
-        failed = self.residency.failed
-        while failed:
-            self._refuse(*failed.pop(0))
-
     def _mind_errands(self, now: float) -> None:
         """Begin the core's own errands, and end those whose adapter is where it shall be."""
         while self.errands.due:
             self.errands.begin_own(now)
             for sequence, error in self.errands.over():
-                self.residency.withdraw(sequence)
-                self._forget_waiting(sequence)
-                self.errands.end(sequence, error)
-            self._refuse_failed()
+                self.endings.end_errand(sequence, error)
+            self.endings.refuse_failed()
 
     def _go_on(self, now: float) -> None:
         """Begin what has become possible."""
@@ -159,10 +173,10 @@ class SchedulerCore:
             case Preload() | Pin() | Unpin() | Reload() | Unload():
                 self._on_control(event, now)
             case Cancelled():
-                self.counters.cancelled += self._end_early(event.number)
+                self.counters.cancelled += self.endings.end_early(event.number)
             case StopFound():
-                if self._end_early(event.number):
-                    self._count_finish(FinishReason.STOP, now)
+                if self.endings.end_early(event.number):
+                    self.endings.note_finish(FinishReason.STOP, now)
             case Ticked():
                 self._on_tick(now)
             case WorkerReady():
@@ -177,6 +191,7 @@ class SchedulerCore:
             case StepOutcome():
                 self._on_outcome(event, now)
             case _:
+                self.links.note_answer(event, self.tiers.adapters, now)
                 self.residency.on_answer(event, now)
 
     # Requests.
@@ -192,19 +207,41 @@ class SchedulerCore:
             draining=self._draining,
             seconds_per_finish=self._pace.seconds_per_finish,
         )
+        begin_by = None
+        if error is None and event.deadline_s is not None:
+            error, begin_by = self._by_deadline(event, event.deadline_s, now)
         if error is not None:
             self.counters.refused[error.code] += 1
             self._out.answers.append(Fail(event.number, error))
             return
+        if not self.sequences:
+            self._pace.begin(now)
         tenant = self.tenants.enter(event.tenant)
         sequence = Sequence.of_tokens(
             event.number, tenant, event.key, event.token_ids, sampling, eos=self._eos, now=now
         )
+        sequence.begin_by = begin_by
         self.sequences[event.number] = sequence
         self.tenants.begin_waiting(tenant)
-        self._deadlines.append((now + self.limits.wait_s_max, event.number))
+        self._deadlines.begin(sequence, now)
         if self.connected:
             self._want(sequence, now)
+
+    def _by_deadline(
+        self, event: Arrived, deadline_s: float, now: float
+    ) -> tuple[AdexError | None, float]:
+        """Why the request's deadline cannot be met, or None; and when it must have begun."""
+        forecast, tokens = self.forecast, len(event.token_ids)
+        expected_s = forecast.first_token_s(
+            event.key,
+            tokens,
+            payer=self.tenants.get(event.tenant),
+            residency=self.residency,
+            tiers=self.tiers,
+            batch=self.batch,
+        )
+        begin_by = now + deadline_s - forecast.prompt_s(tokens, self.batch)
+        return deadline_refusal(expected_s, deadline_s), begin_by
 
     def _on_control(self, event: ControlEvent, now: float) -> None:
         self._note_number(event.number)
@@ -212,7 +249,7 @@ class SchedulerCore:
             error = ShuttingDown("The server is finishing its work and takes no new requests")
             self._out.answers.append(Fail(event.number, error))
         elif self.errands.ask(event, now, connected=self.connected):
-            self._deadlines.append((now + self.limits.wait_s_max, event.number))
+            self._deadlines.begin(self.sequences[event.number], now)
 
     def _note_number(self, number: int) -> None:
         assert number > self._last_number, f"{number} after {self._last_number}"
@@ -225,63 +262,7 @@ class SchedulerCore:
     def _want(self, sequence: Sequence, now: float) -> None:
         error = self.residency.want(sequence, now)
         if error is not None:
-            self._refuse(sequence, error)
-
-    def _end_early(self, number: int) -> bool:
-        """End a sequence nobody wants more tokens of; whether there was one to end."""
-        sequence = self.sequences.get(number)
-        if sequence is None or sequence.stage is Stage.ENDING:
-            return False
-        if sequence.errand is not None:
-            self._abandon(sequence)
-            return False
-        if sequence.stage is Stage.RUNNING:
-            self.batch.leave(sequence)
-        if sequence.stage in (Stage.RUNNING, Stage.PREEMPTED):
-            sequence.move(Stage.ENDING)
-        else:
-            self._stop_waiting(sequence)
-        return True
-
-    def _abandon(self, errand: Sequence) -> None:
-        """Nobody waits to hear of an errand; a pin stands all the same."""
-        if not self.control.stands(errand):
-            self._stop_waiting(errand)
-            self.errands.living -= 1
-
-    def _stop_waiting(self, sequence: Sequence) -> None:
-        """End a waiting sequence, which may stand somewhere."""
-        if self.connected:
-            self.residency.withdraw(sequence)
-        self._forget_waiting(sequence)
-
-    def _forget_waiting(self, sequence: Sequence) -> None:
-        self.turns.note_gone(sequence)
-        if sequence.errand is None:
-            self.tenants.end_waiting(sequence.payer)
-        self._forget(sequence)
-
-    def _refuse(self, sequence: Sequence, error: AdexError) -> None:
-        """Fail a waiting sequence that stands nowhere."""
-        self._forget_waiting(sequence)
-        self._fail(sequence, error)
-
-    def _fail(self, sequence: Sequence, error: AdexError) -> None:
-        if sequence.errand is not None:
-            self.errands.end(sequence, error)
-            return
-        counter = self.counters.failed if sequence.outputs else self.counters.refused
-        counter[error.code] += 1
-        self._out.answers.append(Fail(sequence.number, error))
-
-    def _forget(self, sequence: Sequence) -> None:
-        sequence.move(Stage.ENDED)
-        sequence.payer.live -= 1
-        del self.sequences[sequence.number]
-
-    def _count_finish(self, reason: FinishReason, now: float) -> None:
-        self.counters.finished[reason.value] += 1
-        self._pace.note_finish(now)
+            self.endings.refuse(sequence, error)
 
     # Steps.
 
@@ -294,85 +275,58 @@ class SchedulerCore:
             return
         flight = flights.popleft()
         self.counters.steps += 1
+        if flight.tokens:
+            self.forecast.step.observe(flight.tokens, outcome.seconds)
         result = apply_outcome(flight, outcome, self.sequences, blocks=self.blocks, eos=self._eos)
         self.counters.output_tokens += len(result.tokens)
         self.counters.dropped_tokens += len(outcome.tokens) - len(result.tokens)
         for sequence, error in result.failed:
-            self._leave_steps(sequence)
-            self._fail(sequence, error)
+            self.endings.leave_steps(sequence)
+            self.endings.fail(sequence, error)
         for sequence, reason in result.finished:
-            self._leave_steps(sequence)
-            self._count_finish(reason, now)
+            self.endings.leave_steps(sequence)
+            self.endings.note_finish(reason, now)
         for sequence in flight.finished:
-            self._release(sequence, now)
+            self.endings.release(sequence, now)
         if result.tokens or outcome.scores:
             finished = tuple([(sequence.number, reason) for sequence, reason in result.finished])
             self._out.answers.append(Emit(result.tokens, finished, outcome.scores))
 
-    def _leave_steps(self, sequence: Sequence) -> None:
-        """A running or preempted sequence is answered; its blocks come back behind the fence."""
-        if sequence.stage is Stage.RUNNING:
-            self.batch.leave(sequence)
-        sequence.move(Stage.ENDING)
-
-    def _release(self, sequence: Sequence, now: float) -> None:
-        """The plan that listed the sequence as finished has retired: nothing touches its blocks."""
-        self.blocks.release(sequence)
-        self.residency.unpin(sequence, now)
-        if sequence.stage is Stage.PREEMPTED:
-            sequence.rewind()
-            self.tenants.begin_waiting(sequence.payer)
-            self.residency.rejoin(sequence)
-        else:
-            self._forget(sequence)
-
     # Time, and the worker's coming and going.
 
     def _on_tick(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, number = self._deadlines.popleft()
-            sequence = self.sequences.get(number)
-            if sequence is not None and not sequence.began:
-                self._expire(sequence)
+        for sequence in self._deadlines.passed(self.sequences, now):
+            self.endings.expire(sequence, now)
         self.control.expire(now)
         if not self.connected:
             limit = self.limits.worker_wait_s_max
             for number in sorted(self.sequences):
                 sequence = self.sequences[number]
                 if max(sequence.arrived_at, self._gone_at) + limit <= now:
-                    self._refuse(sequence, WorkerLost(f"No worker came within {limit:g} s"))
-
-    def _expire(self, sequence: Sequence) -> None:
-        waited = f"{self.limits.wait_s_max:g} s"
-        error: AdexError = Overloaded(
-            f"The request waited {waited} without being served", remedy="Try again later"
-        )
-        if sequence.stage is Stage.WAITING_ADAPTER:
-            error = SourceUnavailable(f"The adapter was not ready within {waited}")
-        self._stop_waiting(sequence)
-        self._fail(sequence, error)
+                    self.endings.refuse(sequence, WorkerLost(f"No worker came within {limit:g} s"))
 
     def _on_worker_gone(self, reason: str, now: float) -> None:
         """Fail the sequences that have shown tokens; the others wait for a worker to come."""
         if not self.connected:
             return
-        self.connected = False
+        self.connected = self.endings.connected = False
         self._gone_at = now
+        self.links.clear(now)
         for number in sorted(self.sequences):
             sequence = self.sequences[number]
             if sequence.stage is Stage.ENDING:
-                self._forget(sequence)
+                self.endings.forget(sequence)
                 continue
             waits = sequence.stage in (Stage.WAITING, Stage.WAITING_ADAPTER)
             if not waits:
                 self.tenants.begin_waiting(sequence.payer)
             if sequence.outputs:
-                self._refuse(sequence, WorkerLost(f"The worker went away: {reason}"))
+                self.endings.refuse(sequence, WorkerLost(f"The worker went away: {reason}"))
                 continue
             if sequence.stage is not Stage.WAITING_ADAPTER:
                 sequence.move(Stage.WAITING_ADAPTER)
             if sequence.began:
-                self._deadlines.append((now + self.limits.wait_s_max, number))
+                self._deadlines.begin(sequence, now)
             sequence.start_over()
         self.counters.preemptions += self.batch.preemptions
         self.counters.prefix_hits += self.blocks.hits
@@ -383,13 +337,13 @@ class SchedulerCore:
         self._on_worker_gone("it opened another stream", now)
         self._open(hello.info, self.batch.next_step)
         self.residency.take_over(hello.held)
-        self.connected = True
+        self.connected = self.endings.connected = True
         self.control.on_worker_ready()
         for number in sorted(self.sequences):
             sequence = self.sequences[number]
             is_errand = sequence.errand is not None
             error = None if is_errand else self._too_long(sequence.prompt, sequence.sampling)
             if error is not None:
-                self._refuse(sequence, error)
+                self.endings.refuse(sequence, error)
             else:
                 self._want(sequence, now)

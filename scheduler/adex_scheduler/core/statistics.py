@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_scheduler.core.batch import Batch
+from adex_scheduler.core.links import LinkStatistics
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.tiers import Tiers
 
@@ -75,6 +76,8 @@ class CoreStatistics:
     disk_evictions: int
     prefix_hits: int
     """Blocks taken from the prefix cache instead of being computed."""
+    links: Mapping[str, LinkStatistics]
+    """What moves cost on each link, as measured, and how busy each is."""
     arrived: int
     cancelled: int
     output_tokens: int
@@ -96,6 +99,7 @@ def statistics_of(
     batch: Batch,
     tiers: Tiers,
     residency: Residency,
+    links: Mapping[str, LinkStatistics],
 ) -> CoreStatistics:
     """Counts every adapter: call it for a scrape, not for a step."""
     pool, blocks = tiers.pool, tiers.blocks
@@ -136,6 +140,7 @@ def statistics_of(
         host_evictions=moves.host_evictions,
         disk_evictions=moves.disk_evictions,
         prefix_hits=counters.prefix_hits + blocks.hits,
+        links=MappingProxyType(dict(links)),
         arrived=counters.arrived,
         cancelled=counters.cancelled,
         output_tokens=counters.output_tokens,

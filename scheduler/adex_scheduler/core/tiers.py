@@ -19,6 +19,7 @@ from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.eviction import Eviction
 from adex_scheduler.core.fairness import Line, Tenants
 from adex_scheduler.core.instructions import Disconnect, Outbox, Send
+from adex_scheduler.core.links import OTHER, SOURCES
 from adex_scheduler.core.pool import PagePool
 from adex_scheduler.core.sequence import Sequence, Stage
 
@@ -40,11 +41,6 @@ class AdapterCounters:
     strays: int = 0
 
 
-# Names wait by source, so that one which hangs keeps nobody else waiting.
-OTHER = ""
-SOURCES = ("local", "hub", "s3", OTHER)
-
-
 class Tiers:
     """All versions one worker holds. Bytes count from the command that may make them exist."""
 
@@ -60,6 +56,7 @@ class Tiers:
         self.eviction.clear()
         self.adapters: dict[str, Adapter] = {}
         self.ready = Line(self._tenants)
+        # Names wait by source, so that one which hangs keeps nobody else waiting.
         self.to_fetch = {source: Line(self._tenants) for source in SOURCES}
         self.to_stage = Line(self._tenants)
         self.to_page_in = Line(self._tenants)

@@ -21,7 +21,6 @@ from adex_proto.outcome import Heartbeat, Hello, SampledToken, StepOutcome, Work
 from adex_proto.plan import AdapterCommand, Fetch, StepPlan
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.events import (
-    Arrived,
     Cancelled,
     Drained,
     Event,
@@ -240,9 +239,7 @@ class Engine:
         self._streams[stream.number] = stream
         self._credentials.hold(request.key, request.credential)
         self._idle.clear()
-        self._tell(
-            Arrived(stream.number, request.tenant, request.key, request.token_ids, request.sampling)
-        )
+        self._tell(request.arrived(stream.number))
         self._recorder.submitted(stream, self._core)
         return stream
 

@@ -10,6 +10,7 @@ from adex_proto.errors import AdexError, error_of
 from adex_proto.outcome import PromptScores, SampledToken, TokenScore
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.adapters import AT_REST
+from adex_scheduler.core.events import Arrived
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.engine.journey import Journey
 from adex_scheduler.text.detokenize import Detokenizer, Vocabulary
@@ -39,6 +40,14 @@ class EngineRequest:
     skip_special_tokens: bool = True
     credential: str = field(default="", repr=False)
     """What a credentialed key is resolved with."""
+    deadline_s: float | None = None
+    """How long the first token may take; see `core.events.Arrived`."""
+
+    def arrived(self, number: int) -> Arrived:
+        """What the core is told of it."""
+        return Arrived(
+            number, self.tenant, self.key, self.token_ids, self.sampling, self.deadline_s
+        )
 
 
 @dataclass(frozen=True, slots=True)

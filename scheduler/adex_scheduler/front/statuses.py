@@ -9,6 +9,7 @@
     pin_refused                 409           409
     other adapter_*, rank_too_large  422      400
     overloaded                  429           429           yes
+    deadline_unmeetable         503           503           yes
     shutting_down               503           503           yes
     source_unavailable          503           503           yes
     worker_lost                 503           503           yes

@@ -74,6 +74,7 @@ class Desk:
         *,
         tenant: str = "",
         sampling: SamplingParams | None = None,
+        deadline_s: float | None = None,
     ) -> int:
         """A request; `prompt` may be its length. Returns: its number."""
         self._number += 1
@@ -81,7 +82,7 @@ class Desk:
         params = sampling or SamplingParams(max_new_tokens=new, ignore_eos=True)
         self.tokens[self._number] = []
         self._inputs[self._number] = (tokens, params)
-        self.tell(Arrived(self._number, tenant, adapter, tokens, params))
+        self.tell(Arrived(self._number, tenant, adapter, tokens, params, deadline_s))
         return self._number
 
     def ask(self, asked: Callable[[int], Control]) -> int:

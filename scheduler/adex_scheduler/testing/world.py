@@ -60,9 +60,11 @@ class Mishaps:
     duplicate: float = 0.02
     control: float = 0.05
     """No mishap, but as unforeseen: an operator asks something about an adapter."""
+    deadline: float = 0.1
+    """The share of requests that name a deadline."""
 
 
-CALM = Mishaps(0, 0, 0, 0, 0, 0, 0, 0)
+CALM = Mishaps(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -218,7 +220,8 @@ class World:
         meanings = [""] if key is None else list(self._meanings[key])
         number = self._next_number()
         self.requests[number] = Request(tenant, key, prompt, sampling, meanings, self.turns)
-        self.tell(Arrived(number, tenant, key, prompt, sampling))
+        deadline_s = pick.uniform(0, 2) if pick.random() < self.mishaps.deadline else None
+        self.tell(Arrived(number, tenant, key, prompt, sampling, deadline_s))
 
     def _next_number(self) -> int:
         self._numbers += 1

@@ -20,7 +20,8 @@ PARTS = ("validation", "queue", "prefill", "decode", "inference", "end_to_end")
 COUNTS = {
     name: 0
     for name, kind in CoreStatistics.__annotations__.items()
-    if name not in ("connected", "adapters_by_tier", "on_device", "refused", "failed", "finished")
+    if name
+    not in ("connected", "adapters_by_tier", "on_device", "links", "refused", "failed", "finished")
 }
 
 
@@ -42,6 +43,7 @@ def statistics() -> CoreStatistics:
         connected=True,
         adapters_by_tier=MappingProxyType({Tier.DEVICE: 2, Tier.DISK: 5}),
         on_device=(AdapterKey("", "local", "tone"),),
+        links=MappingProxyType({}),
         refused=MappingProxyType({"adapter_not_found": 4}),
         failed=MappingProxyType({"worker_lost": 2}),
         finished=MappingProxyType({"length": 9, "eos_token": 4, "stop_sequence": 1}),
