@@ -127,9 +127,9 @@ export class Tiers {
   }
 
   #dress(node, key, tile) {
-    node.dataset.tier = tile.tier;
-    node.dataset.state = tile.state;
-    if (tile.name) node.dataset.name = tile.name;
+    if (node.dataset.tier !== tile.tier) node.dataset.tier = tile.tier;
+    if (node.dataset.state !== tile.state) node.dataset.state = tile.state;
+    if (tile.name && node.dataset.name !== tile.name) node.dataset.name = tile.name;
     const [name, meta, busy] = node.children;
     const shown = tile.name ?? `private ${tile.id.slice(0, 6)}`;
     const size = tile.bytes ? `r${tile.rank} · ${bytes(tile.bytes)}` : "";
