@@ -11,7 +11,9 @@ from adex.errors import AdexError
 from adex.sync import Client
 from adex.types import (
     AdapterCard,
+    AdapterProgress,
     AdapterSource,
+    AdapterState,
     AlternativeToken,
     ChatChoice,
     ChatChoiceDelta,
@@ -31,7 +33,9 @@ from adex.types import (
 
 __all__ = [
     "AdapterCard",
+    "AdapterProgress",
     "AdapterSource",
+    "AdapterState",
     "AdexError",
     "AlternativeToken",
     "AsyncClient",

@@ -10,6 +10,7 @@ from typing import Literal, Self, TypeVar, Unpack, overload
 import httpx
 
 from adex import wire
+from adex.aio_adapters import AsyncAdapters
 from adex.connection import address_of, error_of_transport, headers_of
 from adex.errors import AdexError
 from adex.reply import (
@@ -66,6 +67,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(
             headers=headers_of(headers), timeout=timeout, transport=transport
         )
+        self.adapters = AsyncAdapters(self._ask, self._stream)
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,6 +11,8 @@ from typing import Any, cast
 from adex.errors import ReplyMalformed
 from adex.types import (
     AdapterCard,
+    AdapterProgress,
+    AdapterState,
     AlternativeToken,
     ChatChoice,
     ChatChoiceDelta,
@@ -251,6 +253,45 @@ def read_adapter_cards(value: object) -> tuple[AdapterCard, ...]:
         )
         for card in Fields(value, "reply").objects("data")
         if card.has("parent")
+    )
+
+
+def read_adapter_states(value: object) -> tuple[AdapterState, ...]:
+    """The reply of /v1/adapters."""
+    return tuple(read_adapter_state(card) for card in Fields(value, "reply").objects("data"))
+
+
+def read_adapter_state(card: Fields) -> AdapterState:
+    """One adapter as /v1/adapters shows it."""
+    return AdapterState(
+        id=card.text("id"),
+        tier=card.text("tier", "absent"),
+        source=card.text_or_none("source"),
+        root=card.text_or_none("root"),
+        parent=card.text_or_none("parent"),
+        bytes=card.integer_or_none("bytes"),
+        rank=card.integer_or_none("rank"),
+        digest=card.text_or_none("digest"),
+        moving=card.boolean("moving", False),
+        pins=card.integer("pins", 0),
+        waiting=card.integer("waiting", 0),
+        pinned=card.text_or_none("pinned"),
+        pin_error=card.text_or_none("pin_error"),
+        last_used_s=card.number_or_none("last_used_s"),
+    )
+
+
+def read_adapter_progress(value: object) -> AdapterProgress:
+    """One event of a route under /v1/adapters."""
+    event = Fields(value, "event")
+    adapter = event.object("adapter") if event.has("adapter") else None
+    return AdapterProgress(
+        id=event.text("id"),
+        tier=event.text("tier"),
+        done=event.boolean("done", False),
+        digest=event.text_or_none("digest"),
+        bytes=event.integer_or_none("bytes"),
+        adapter=None if adapter is None else read_adapter_state(adapter),
     )
 
 

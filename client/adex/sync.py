@@ -19,6 +19,7 @@ from adex.reply import (
     read_json,
     read_response,
 )
+from adex.sync_adapters import Adapters
 from adex.types import (
     AdapterCard,
     ChatCompletion,
@@ -64,6 +65,7 @@ class Client:
         self._timeout_s = timeout
         self._retries_max = retries_max
         self._http = httpx.Client(headers=headers_of(headers), timeout=timeout, transport=transport)
+        self.adapters = Adapters(self._ask, self._stream)
 
     def __enter__(self) -> Self:
         return self

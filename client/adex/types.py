@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol, TypedDict
 
 # Where an adapter's files come from.
 AdapterSource = Literal["local", "hub", "s3"]
+# What can be done with an adapter.
+AdapterAction = Literal["preload", "prefetch", "pin", "unpin", "reload", "unload"]
 
 
 class HasJsonSchema(Protocol):
@@ -235,6 +237,43 @@ class AdapterCard:
     root: str | None = None
     parent: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """One adapter and all the server knows of it; None for what nobody has read yet.
+
+    `tier` is "absent", "disk", "host" or "device"; `moving`: on its way between them. `pins` and
+    `waiting` count sequences that hold it on the device and that wait for it. `pinned` is the tier
+    an operator keeps it in; `pin_error` the code of what keeps the pin from holding.
+    """
+
+    id: str
+    tier: str
+    source: str | None = None
+    root: str | None = None
+    parent: str | None = None
+    bytes: int | None = None
+    rank: int | None = None
+    digest: str | None = None
+    moving: bool = False
+    pins: int = 0
+    waiting: int = 0
+    pinned: str | None = None
+    pin_error: str | None = None
+    last_used_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterProgress:
+    """How near an adapter has come; the last one is `done` and carries the adapter."""
+
+    id: str
+    tier: str
+    done: bool
+    digest: str | None = None
+    bytes: int | None = None
+    adapter: AdapterState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,23 @@ from adex.errors import (
     ValidationError,
     error_kind,
 )
-from adex.reply import Fields, read_chat_chunk, read_json, read_stream_response
+from adex.reply import (
+    Fields,
+    read_adapter_progress,
+    read_chat_chunk,
+    read_json,
+    read_stream_response,
+)
 from adex.sse import SseParser
-from adex.types import ChatCompletionChunk, ChatSampling, Message, Sampling, StreamResponse
+from adex.types import (
+    AdapterAction,
+    AdapterProgress,
+    ChatCompletionChunk,
+    ChatSampling,
+    Message,
+    Sampling,
+    StreamResponse,
+)
 
 # A server that asks for more patience than this is told to the caller instead of waited for.
 RETRY_AFTER_S_MAX = 60.0
@@ -113,6 +127,27 @@ def chat_request(
     if stream:
         body["stream_options"] = {"include_usage": True}
     return _post("/v1/chat/completions", body, stream)
+
+
+def adapters_request(api_token: str | None) -> Request:
+    """GET /v1/adapters; `api_token` shows the adapters that are its own."""
+    shown = {"x-api-token": api_token} if api_token else {}
+    return Request("GET", "/v1/adapters", {**_ASK_JSON, **shown})
+
+
+def control_request(
+    action: AdapterAction,
+    adapter_id: str,
+    *,
+    adapter_source: str | None,
+    api_token: str | None,
+    tier: str | None = None,
+    disk: bool | None = None,
+) -> Request:
+    """POST of an action under /v1/adapters, told as it goes."""
+    body: dict[str, object] = {"adapter_id": adapter_id, "stream": True}
+    body |= _given(adapter_source=adapter_source, api_token=api_token, tier=tier, disk=disk)
+    return _post(f"/v1/adapters/{action}", body, True)
 
 
 def _given(**values: object) -> dict[str, object]:
@@ -288,6 +323,11 @@ class EventStream(Generic[Event]):
 def generate_stream() -> EventStream[StreamResponse]:
     """Reads the body of /generate_stream: the event with the whole text is the last."""
     return EventStream(read_stream_response, lambda event: event.generated_text is not None)
+
+
+def control_stream() -> EventStream[AdapterProgress]:
+    """Reads the body of an action under /v1/adapters: the event that is `done` is the last."""
+    return EventStream(lambda value, _: read_adapter_progress(value), lambda event: event.done)
 
 
 def chat_stream() -> EventStream[ChatCompletionChunk]:

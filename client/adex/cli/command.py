@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add_flags(command("serve", "start a server: one worker and one scheduler", serve))
     add_generate_flags(command("generate", "continue a prompt", generate))
     add_chat_flags(command("chat", "talk with the model and its adapters", chat))
-    add_adapters_flags(command("adapters", "list the adapters of a server", adapters))
+    add_adapters_flags(command("adapters", "list and control a server's adapters", adapters))
     for name, (_, _, text) in _PROCESSES.items():
         commands.add_parser(name, help=text, add_help=False)
     return top

@@ -26,7 +26,9 @@ FOREIGN = (
 def test_the_exported_names_are_exactly_these() -> None:
     assert sorted(adex.__all__) == [
         "AdapterCard",
+        "AdapterProgress",
         "AdapterSource",
+        "AdapterState",
         "AdexError",
         "AlternativeToken",
         "AsyncClient",

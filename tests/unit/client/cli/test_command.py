@@ -116,15 +116,42 @@ def test_a_dash_reads_the_prompt(
 def test_adapters_are_listed_with_what_the_server_tells(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with ScriptedServer({"/v1/models": CARDS}) as server:
+    tone = {"id": "tone", "tier": "host", "bytes": 2048, "pinned": "host", "digest": "d" * 64}
+    rude = {"id": "rude", "tier": "device", "rank": 8, "pins": 1, "last_used_s": 90.0}
+    with ScriptedServer({"/v1/adapters": Answer.of_json({"data": [tone, rude]})}) as server:
         assert run(server, "adapters", "list") == 0
         assert capsys.readouterr().out.splitlines() == [
-            "adapter  tier  bytes    rank  base  root",
-            "rude                    8     m     /a/rude",
-            "tone     host  2.0 KiB        m     /a/tone",
+            "adapter  tier    pinned  bytes    rank  used by  last used  digest",
+            "rude     device                   8     1        2 min ago",
+            "tone     host    host    2.0 KiB                            dddddddddddd",
         ]
         assert run(server, "adapters", "--json") == 0
         assert [card["id"] for card in json.loads(capsys.readouterr().out)] == ["tone", "rude"]
+
+
+def test_adapters_are_acted_on_one_after_the_other_with_the_operators_key(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pinned = {"id": "tone", "tier": "device", "pinned": "device"}
+    steps = [
+        {"id": "tone", "tier": "host", "done": False},
+        {"id": "tone", "tier": "device", "done": True, "adapter": pinned},
+    ]
+    with ScriptedServer({"/v1/adapters/pin": Answer.of_events(steps)}) as server:
+        flags = ("--admin-key", "sesame", "--tier", "device", "--json")
+        assert run(server, "adapters", "pin", "tone", "rude", *flags) == 0
+    assert [asked.body["adapter_id"] for asked in server.asked] == ["tone", "rude"]
+    assert server.asked[0].headers["authorization"] == "Bearer sesame"
+    assert server.asked[0].body["tier"] == "device"
+    shown = capsys.readouterr()
+    assert [card["pinned"] for card in json.loads(shown.out)] == ["device", "device"]
+    assert "pin tone" in shown.err
+
+
+def test_an_action_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedServer({}) as server:
+        assert run(server, "adapters", "pin") == 2
+    assert "name the adapters to pin" in capsys.readouterr().err
 
 
 def test_a_chat_switches_adapters_and_keeps_what_was_said(
