@@ -14,6 +14,7 @@ from adex.types import (
     AdapterProgress,
     AdapterState,
     AlternativeToken,
+    BestOfSequence,
     ChatChoice,
     ChatChoiceDelta,
     ChatCompletion,
@@ -21,6 +22,7 @@ from adex.types import (
     ChatMessage,
     Details,
     ModelInfo,
+    PromptToken,
     Response,
     StreamResponse,
     Token,
@@ -181,6 +183,20 @@ def _details(details: Fields) -> Details:
         generated_tokens=details.integer("generated_tokens"),
         seed=details.integer_or_none("seed"),
         tokens=tuple(_token(token) for token in details.objects("tokens")),
+        prefill=tuple(
+            PromptToken(token.integer("id"), token.text("text"), token.number_or_none("logprob"))
+            for token in details.objects("prefill")
+        ),
+        best_of_sequences=tuple(
+            BestOfSequence(
+                generated_text=other.text("generated_text"),
+                finish_reason=other.text("finish_reason"),
+                generated_tokens=other.integer("generated_tokens"),
+                seed=other.integer_or_none("seed"),
+                tokens=tuple(_token(token) for token in other.objects("tokens")),
+            )
+            for other in details.objects("best_of_sequences")
+        ),
     )
 
 

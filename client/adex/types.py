@@ -31,7 +31,8 @@ class Sampling(TypedDict, total=False):
     ends the generation and stays in the text; `stop_token_ids` end it as the model's own end token
     does. `seed` makes a sampled text repeatable. `truncate` keeps the last so many prompt tokens.
     `top_n_tokens` also reports the n most probable tokens at each position. `logit_bias` maps token
-    ids to what is added to their logits, -100 to 100.
+    ids to what is added to their logits, -100 to 100. Of `best_of` texts the most probable one is
+    answered, and `decoder_input_details` tells of the prompt's tokens; neither in a stream.
 
     `response_format` says what the text must belong to: {"type": "json_object"}, {"type":
     "json_schema", "schema": {...}}, {"type": "regex", "value": "..."}, {"type": "choice", "value":
@@ -56,6 +57,8 @@ class Sampling(TypedDict, total=False):
     ignore_eos_token: bool | None
     top_n_tokens: int | None
     truncate: int | None
+    best_of: int | None
+    decoder_input_details: bool | None
     return_full_text: bool | None
     response_format: ResponseFormat | None
     grammar: ResponseFormat | None
@@ -116,11 +119,33 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of the prompt; `logprob` is None for the first, which follows nothing."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfSequence:
+    """A text that was written and not chosen."""
+
+    generated_text: str
+    finish_reason: str
+    generated_tokens: int
+    seed: int | None = None
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Details:
     """How a generation went.
 
     `finish_reason` is "length", "eos_token" or "stop_sequence". `seed` is None when no draw was
-    made. `tokens` is empty at the end of a stream, which has given them one by one.
+    made. `tokens` is empty at the end of a stream, which has given them one by one. `prefill` are
+    the prompt's tokens where `decoder_input_details` asked for them, `best_of_sequences` the texts
+    that `best_of` left aside.
     """
 
     finish_reason: str
@@ -128,6 +153,8 @@ class Details:
     generated_tokens: int
     seed: int | None = None
     tokens: tuple[Token, ...] = ()
+    prefill: tuple[PromptToken, ...] = ()
+    best_of_sequences: tuple[BestOfSequence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ class CallersFaults(logging.Filter):
     """One line without a traceback where aiohttp reports a caller's fault as the server's."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Shorten such a record; it is never dropped."""
+        """Shorten such a record, and judge it by the level it then has."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, _CALLERS_FAULTS):
             record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
             # The error's own text quotes the caller's bytes, which may hold a prompt or a secret.
             record.msg = f"{record.getMessage()}: {type(error).__name__}"
             record.args, record.exc_info, record.exc_text = None, None, None
+            return logging.getLogger(record.name).isEnabledFor(logging.INFO)
         return True
 
 

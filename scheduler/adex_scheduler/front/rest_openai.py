@@ -39,7 +39,7 @@ from adex_scheduler.front.visit import (
     stream_reply,
     visit_of,
 )
-from adex_scheduler.text.tool_calls import ToolCallReader
+from adex_scheduler.text.tool_calls import CallForm, ToolCallReader
 
 Asked = CompletionRequest | ChatRequest
 
@@ -168,7 +168,8 @@ def _reader(serving: Serving, asked: ChatRequest) -> ToolCallReader | None:
     if not asked.calls_max:
         return None
     names = asked.conversation.tool_names
-    return ToolCallReader(serving.tokenizer.call_form, names, calls_max=asked.calls_max)
+    form = CallForm.BARE if asked.calls_demanded else serving.tokenizer.call_form
+    return ToolCallReader(form, names, calls_max=asked.calls_max)
 
 
 async def _gathered(answering: Answering) -> list[Gathered]:

@@ -128,6 +128,7 @@ class ChatRequest:
     """A request of /v1/chat/completions; `logprobs` is None or how many alternatives to list.
 
     `calls_max` is how many tool calls may be read from one text: none where no tools are offered.
+    `calls_demanded`: the text is one call, whatever form the model would give it of itself.
     """
 
     model: str | None
@@ -136,6 +137,7 @@ class ChatRequest:
     wish: Wish
     choices: int
     calls_max: int
+    calls_demanded: bool
     logprobs: int | None
     prompt_logprobs: int | None
     include_usage: bool

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from collections.abc import Mapping
 from typing import cast
 
@@ -23,12 +22,17 @@ from adex_scheduler.front.fields import (
     string,
 )
 from adex_scheduler.front.schema import Conversation
+from adex_scheduler.front.schema_tools import (
+    OFFERED_FIELD,
+    OFFERED_NAME,
+    PARALLEL_TOOL_CALLS,
+    TOOL_CHOICE,
+    TOOLS,
+    offered,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TEXT_PARTS = ("text", "input_text")
-TOOL_NAME = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
-# More tool calls than this in one text are a model that repeats itself.
-CALLS_MAX = 32
 
 
 def _content(field: str, value: object, _: RequestLimits) -> str:
@@ -172,63 +176,6 @@ TEMPLATE_SPECIAL_TOKENS = boolean(
     "add_special_tokens", "Put special tokens around what the template made."
 ).otherwise(False)
 
-FUNCTION_SCHEMA = custom(
-    "parameters", "The arguments' JSON Schema.", _template_values, {"type": "object"}
-)
-
-
-def _tool_name(field: str, value: object, _: RequestLimits) -> str:
-    if not isinstance(value, str) or not TOOL_NAME.fullmatch(value):
-        why = "must be 1 to 64 letters, digits, `_`, `-` or `.`"
-        raise refusal(field, value, why, "Name the function by such a word")
-    return value
-
-
-OFFERED_NAME = custom(
-    "name", "The function's name.", _tool_name, {"type": "string", "pattern": TOOL_NAME.pattern}
-).demanded("Name the function")
-OFFERED = Table(
-    "OfferedFunction",
-    OFFERED_NAME,
-    string("description", "What it does."),
-    FUNCTION_SCHEMA,
-    boolean("strict", "Taken, without effect."),
-)
-KIND = choice("type", "What kind of tool.", {"function": "function"}).demanded('Send "function"')
-OFFERED_FIELD = nested("function", "The function.", OFFERED).demanded("Send the function")
-TOOL = Table("Tool", KIND, OFFERED_FIELD)
-
-
-def _tools(field: str, value: object, limits: RequestLimits) -> tuple[Values, ...]:
-    return tuple(
-        TOOL.read(_item(f"{field}[{index}]", item), limits, f"{field}[{index}]")
-        for index, item in enumerate(listed(field, value, limits.tools_max))
-    )
-
-
-TOOLS = custom(
-    "tools",
-    "Functions the model may call, where its chat template has a place for them.",
-    _tools,
-    lambda limits: {"type": "array", "items": TOOL.schema(limits), "maxItems": limits.tools_max},
-).otherwise(())
-
-
-def _tool_choice(field: str, value: object, _: RequestLimits) -> str:
-    if value in ("none", "auto"):
-        return value
-    raise refusal(
-        field, value, "is not served", 'Send "auto" or "none": calls are the model\'s own choice'
-    )
-
-
-TOOL_CHOICE = custom(
-    "tool_choice", "Whether functions may be called.", _tool_choice, {"enum": ["none", "auto"]}
-).otherwise("auto")
-PARALLEL_TOOL_CALLS = boolean(
-    "parallel_tool_calls", "Whether one answer may hold several calls."
-).otherwise(True)
-
 CONVERSATION = (
     MESSAGES,
     TEMPLATE_VALUES,
@@ -261,7 +208,7 @@ def conversation_of(values: Values) -> Conversation:
         name = values.name_of(CONTINUE_FINAL_MESSAGE)
         why = "needs a last message of the assistant's"
         raise refusal(name, continues, why, "End `messages` with the text to go on with")
-    tools = values[TOOLS] if values[TOOL_CHOICE] != "none" else ()
+    tools = offered(values)
     return Conversation(
         messages=messages,
         template_values=given or {},
@@ -271,10 +218,3 @@ def conversation_of(values: Values) -> Conversation:
         tool_names=tuple(tool[OFFERED_FIELD][OFFERED_NAME] for tool in tools),
         add_special_tokens=values[TEMPLATE_SPECIAL_TOKENS],
     )
-
-
-def calls_max_of(values: Values) -> int:
-    """How many tool calls one text may make."""
-    if not values[TOOLS] or values[TOOL_CHOICE] == "none":
-        return 0
-    return CALLS_MAX if values[PARALLEL_TOOL_CALLS] else 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from adex_proto.errors import ValidationError
+from adex_proto.grammar import Grammar
 from adex_proto.sampling import COUNT_MAX, SEED_MAX, TOP_LOGPROBS_MAX, SamplingParams
 from adex_scheduler.front.body import refusal, shown, whole_text
 from adex_scheduler.front.fields import (
@@ -44,8 +45,9 @@ from adex_scheduler.front.schema import (
     check_name,
     count_in_range,
 )
-from adex_scheduler.front.schema_chat import CONVERSATION, calls_max_of, conversation_of
+from adex_scheduler.front.schema_chat import CONVERSATION, conversation_of
 from adex_scheduler.front.schema_grammar import grammar_of
+from adex_scheduler.front.schema_tools import TOOL_CHOICE, calls_max_of, demanded_call
 
 SAMPLING_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 # Fields that clients send and that cannot change the text.
@@ -259,13 +261,16 @@ def parse_chat(body: Mapping[str, object], limits: RequestLimits, *, seed: int) 
     logprobs = (top or 0) if values[LOGPROBS] else None
     asked = _prompt_logprobs(values)
     usage, continuous = _stream_options(values)
+    demanded = demanded_call(values)
+    wish = _wish(values, _max_chat_tokens(values), seed, logprobs, asked)
     return ChatRequest(
         model=values[MODEL],
         source=values[ADAPTER_SOURCE],
         conversation=conversation_of(values),
-        wish=_wish(values, _max_chat_tokens(values), seed, logprobs, asked),
+        wish=wish if demanded is None else _demanding(values, wish, demanded),
         choices=values[N],
         calls_max=calls_max_of(values),
+        calls_demanded=demanded is not None,
         logprobs=logprobs,
         prompt_logprobs=asked,
         include_usage=usage,
@@ -342,6 +347,18 @@ def _sampling(
         ignore_eos=values[IGNORE_EOS] or values[IGNORE_EOS_TOKEN],
         logprobs=logprobs,
     )
+
+
+def _demanding(values: Values, wish: Wish, call: Grammar) -> Wish:
+    """The wish for a text that is one tool call."""
+    field = values.name_of(TOOL_CHOICE)
+    if wish.sampling.grammar is not None:
+        raise ValidationError(
+            f"`{wish.grammar_field}` and a demanded call exclude each other",
+            field=field,
+            remedy="Send one of them",
+        )
+    return replace(wish, sampling=replace(wish.sampling, grammar=call), grammar_field=field)
 
 
 def _prompt_logprobs(values: Values) -> int | None:

@@ -61,6 +61,12 @@ async def test_our_own_client_generates_streams_chats_and_lists(door: Any) -> No
         assert reply.generated_text == ANSWER
         assert reply.details is not None
         assert len(reply.details.tokens[0].alternatives) == 2
+        best = await client.generate(
+            "Hi", best_of=2, do_sample=True, decoder_input_details=True, max_new_tokens=2
+        )
+        assert best.details is not None
+        assert [len(other.tokens) for other in best.details.best_of_sequences] == [2]
+        assert "".join(token.text for token in best.details.prefill) == "Hi"
         events = [event async for event in client.generate_stream("Hi")]
         assert "".join(event.text for event in events) == ANSWER
         chat = await client.chat([{"role": "user", "content": "Hi"}])

@@ -98,6 +98,42 @@ async def test_a_call_and_its_answer_go_back_into_the_template(
     assert "tool: sun" in prompt
 
 
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
+)
+async def test_a_call_can_be_demanded(tool_serving: Any, opened: Any, choice: Any) -> None:
+    tool_serving.engine.answer = '{"name": "weather", "arguments": {"city": "Zürich"}}'
+    async with opened(tool_serving) as door:
+        reply = await asyncio.to_thread(chat, door, tool_choice=choice)
+    [call] = reply.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Zürich"}
+    grammar = door.engine.requests[0].sampling.grammar
+    schema = json.loads(grammar.text)
+    assert schema["properties"]["name"] == {"const": "weather"}
+    assert schema["properties"]["arguments"] == TOOLS[0]["function"]["parameters"]
+
+
+async def test_parts_that_tools_share_by_name_stand_at_the_top(
+    tool_serving: Any, opened: Any
+) -> None:
+    part = {"$defs": {"City": {"type": "string"}}, "type": "object"}
+    schemas = [{**part, "properties": {"at": {"$ref": "#/$defs/City"}}}, part]
+    tools = [
+        {"type": "function", "function": {"name": f"f{index}", "parameters": schema}}
+        for index, schema in enumerate(schemas)
+    ]
+    tool_serving.engine.answer = '{"name": "f0", "arguments": {}}'
+    async with opened(tool_serving) as door:
+        await asyncio.to_thread(chat, door, tools=tools, tool_choice="required")
+        schema = json.loads(door.engine.requests[0].sampling.grammar.text)
+        assert schema["$defs"] == {"City": {"type": "string"}}
+        assert len(schema["anyOf"]) == 2
+        other = {"$defs": {"City": {"type": "integer"}}, "type": "object"}
+        tools[1]["function"]["parameters"] = other
+        with pytest.raises(BadRequestError, match="another tool"):
+            await asyncio.to_thread(chat, door, tools=tools, tool_choice="required")
+
+
 async def test_no_tool_is_called_where_the_caller_forbids_it(
     tool_serving: Any, opened: Any
 ) -> None:
