@@ -185,7 +185,7 @@ class Names:
 
     def latest(self, count: int) -> list[Alias]:
         """The `count` names used last, the latest first."""
-        return [self._aliases[key] for key in islice(reversed(self._aliases), count)]
+        return list(islice(reversed(self._aliases.values()), count))
 
     def use(self, key: AdapterKey) -> tuple[Alias, list[Alias]]:
         """The name, known from now on, and the names forgotten in its favour.
