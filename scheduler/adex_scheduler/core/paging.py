@@ -5,6 +5,7 @@ when it has had its turn and another is due. Each call looks at a bounded window
 so its cost depends on the window and not on how many adapters or sequences there are.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 
 from adex_proto.adapter import Tier
@@ -185,7 +186,7 @@ class Paging:
         held = sequence is self._turns.held_for
         room = None
         if tiers.slots_free:
-            candidates = self._all_but(adapter, now) if held else self._idle_on_device(now)
+            candidates = self._all_but(adapter, now) if held else self._all_idle(now)
             room = find_room(adapter.pages, tiers.pool, candidates)
         elif not tiers.slots_leaving:
             self.relinquish(1, now, wanted=held, kept=held, spare=adapter)
@@ -212,7 +213,7 @@ class Paging:
         tiers = self._tiers
         victims = tuple(self._turns.displaceable(sequence, now))
         if victims and tiers.slots_free:
-            candidates = [*self._idle_on_device(now), *victims]
+            candidates = (*self._all_idle(now), *victims)
             room = find_room(adapter.pages, tiers.pool, candidates)
             victims = room.victims if room else ()
         elif victims:
@@ -222,8 +223,16 @@ class Paging:
 
     def _all_but(self, spare: Adapter, now: float) -> list[Adapter]:
         """Every adapter no step uses: idle, then wanted, then pinned by an operator."""
-        idle = {a.digest: a for a in self._idle_on_device(now)} | self._tiers.device_idle
-        return [*idle.values(), *self._wanted_latest_first(spare), *self._kept(spare)]
+        return [*self._all_idle(now), *self._wanted_latest_first(spare), *self._kept(spare)]
+
+    def _all_idle(self, now: float) -> Iterator[Adapter]:
+        """Every idle adapter, those that should leave before all others first.
+
+        A long run is seldom found among a few: they do not lie side by side.
+        """
+        first = {adapter.digest: adapter for adapter in self._idle_on_device(now)}
+        yield from first.values()
+        yield from (one for digest, one in self._tiers.device_idle.items() if digest not in first)
 
     def _kept(self, spare: Adapter | None) -> list[Adapter]:
         return [a for a in self._tiers.device_kept.values() if a is not spare]
