@@ -20,8 +20,8 @@ from adex_worker.grammar.notation import GrammarError, advance, mask_of
 from adex_worker.run.arrays import ByteArray, IntArray
 
 _THREADS_MAX = 4
-# A mask takes a millisecond. One that takes this long has lost its thread.
-_MASK_S_MAX = 30.0
+# A mask takes a millisecond. The step waits this long for one, and then fails its sequence.
+_MASK_S_MAX = 5.0
 
 
 class Grammars(Protocol):

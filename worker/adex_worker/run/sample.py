@@ -161,7 +161,7 @@ def _allows_more(bits: ByteArray, ends: IntArray | None) -> bool:
 def _forbid_others_(batch: _Batch, masks: Masks) -> None:
     """-inf for what the grammars do not allow."""
     bits = upload(masks.bits, batch.device).unsqueeze(2)
-    places = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=batch.device)
+    places = 1 << torch.arange(8, dtype=torch.uint8, device=batch.device)
     forbidden = (bits & places).view(len(masks.index), -1)[:, : batch.logits.shape[1]] == 0
     index = upload(masks.index, batch.device)
     batch.logits[index] = batch.logits[index].masked_fill_(forbidden, float("-inf"))
