@@ -7,12 +7,14 @@ sampled texts of each under schemas of several kinds, parsed and judged by jsons
 
 Cost: the benchmark's model with a byte-level vocabulary of the same size, a batch in which no
 row, every other row or every row is under a schema, in turn, round by round. All rows write the
-same number of tokens. Prints both tables and writes them under benchmarks/results/.
+same number of tokens. Tokens for each second of the server's processor time are told besides: what
+else the machine does changes them less. Prints the tables, and writes them to benchmarks/results/
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import statistics
@@ -196,39 +198,52 @@ def _byte_level(model: Path, folder: Path) -> Path:
     return folder
 
 
-async def _round(url: str, streams: int, every: int, turn: int) -> float:
-    """Output tokens per second of one batch; row k is under the schema where `every` divides it."""
+def _processor_s(pid: int) -> float:
+    """Seconds of processor time that all descendants of a process have used."""
+    total = 0.0
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            ticks = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]
+            total += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") + _processor_s(child)
+    return total
+
+
+async def _round(url: str, streams: int, every: int, turn: int) -> tuple[float, float]:
+    """(output tokens per second, per second of the server's processor time) of one batch.
+
+    Row k is under the schema where `every` divides it.
+    """
     chance = random.Random(turn)
     done = 0
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def row(number: int) -> None:
             nonlocal done
-            for _ in range(2):
-                body: dict[str, Any] = {
-                    "prompt": [chance.randrange(2, VOCABULARY) for _ in range(64)],
-                    "model": adapter_name(number % ADAPTERS),
-                    "max_tokens": NEW_TOKENS,
-                    "seed": number,
-                }
-                if every and number % every == 0:
-                    body["response_format"] = {"type": "json_object", "schema": LONG}
-                else:
-                    body["ignore_eos"] = True
-                reply = await _reply(session, url, body)
-                written = reply["usage"]["completion_tokens"]
-                assert written == NEW_TOKENS, reply
-                done += written
+            body: dict[str, Any] = {
+                "prompt": [chance.randrange(2, VOCABULARY) for _ in range(64)],
+                "model": adapter_name(number % ADAPTERS),
+                "max_tokens": NEW_TOKENS,
+                "seed": number,
+            }
+            if every and number % every == 0:
+                body["response_format"] = {"type": "json_object", "schema": LONG}
+            else:
+                body["ignore_eos"] = True
+            reply = await _reply(session, url, body)
+            written = reply["usage"]["completion_tokens"]
+            assert written == NEW_TOKENS, reply
+            done += written
 
-        started_s = time.perf_counter()
+        started_s, used_s = time.perf_counter(), _processor_s(os.getpid())
         await asyncio.gather(*(row(number) for number in range(streams)))
-        return done / (time.perf_counter() - started_s)
+        took_s = time.perf_counter() - started_s
+        return done / took_s, done / (_processor_s(os.getpid()) - used_s)
 
 
-async def _cost(url: str, options: argparse.Namespace) -> dict[str, list[float]]:
+async def _cost(url: str, options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     for every in MODES.values():
         await _round(url, options.streams, every, turn=-1)
-    rates: dict[str, list[float]] = {mode: [] for mode in MODES}
+    rates: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
     for turn in range(options.rounds):
         for mode, every in _turned(turn):
             rates[mode].append(await _round(url, options.streams, every, turn))
@@ -242,17 +257,21 @@ def _turned(turn: int) -> Iterator[tuple[str, int]]:
     yield from (*modes[first:], *modes[:first])
 
 
-def _cost_table(rates: dict[str, list[float]]) -> str:
+def _cost_table(rates: dict[str, list[tuple[float, float]]]) -> str:
     lines = [
-        "| under a schema | tokens/s, median | least to most | beside no row, median of rounds |",
-        "| --- | --- | --- | --- |",
+        "| under a schema | tokens/s | to no row | tokens per processor second | to no row |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for mode, found in rates.items():
-        ratios = [rate / plain for rate, plain in zip(found, rates["no row"], strict=True)]
-        lines.append(
-            f"| {mode} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} |"
-            f" {statistics.median(ratios):.3f} |"
-        )
+        cells: list[str] = []
+        for measure in (0, 1):
+            ours = [rate[measure] for rate in found]
+            plain = [rate[measure] for rate in rates["no row"]]
+            # Round by round, so that a busy minute of the machine falls on both.
+            ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+            cells += [f"{statistics.median(ours):.0f} ({min(ours):.0f} to {max(ours):.0f})"]
+            cells += [f"{ratio:.3f}"]
+        lines.append(f"| {mode} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
