@@ -59,10 +59,10 @@ INLINE void score_block(const Tile *t, int64_t query, int queries, const char *k
     f32 sums[4][LANES];
     for (int token = 0; token < LANES; token++) {
         f32 sum[4] = {{0}};
-        IN_LANES(d, count, a->head_dim, {
-            f32 key = load(at(keys, token * key_stride + d), count);
+        IN_STEPS(d, count, WIDTH, a->head_dim, {
+            f32 key = load_factors(at(keys, token * key_stride + d), count);
             for (int i = 0; i < queries; i++)
-                sum[i] += load(at(q[i], d), count) * key;
+                sum[i] = add_products(sum[i], load_factors(at(q[i], d), count), key);
         })
         for (int i = 0; i < queries; i++)
             sums[i][token] = sum[i];
@@ -103,14 +103,16 @@ INLINE void weigh_values(const Tile *t, int64_t query, int queries, int64_t d, i
     for (int64_t block = first; block < stop; block++) {
         const char *values = at(block_of(t, block, 1), d);
         const float *weights = t->scores + query * a->scores_stride + block * LANES;
-        for (int token = 0; token < LANES; token++) {
-            for (int v = 0; v < 4 && v * LANES < columns; v++) {
+        for (int token = 0; token < LANES; token++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
                 int64_t count = columns - v * LANES < LANES ? columns - v * LANES : LANES;
-                f32 value = load(at(values, token * value_stride + v * LANES), count);
+                f32 value = count > 0 ? load(at(values, token * value_stride + v * LANES), count)
+                                      : (f32){0};
+#pragma GCC unroll 4
                 for (int i = 0; i < queries; i++)
                     sums[i][v] += weights[i * a->scores_stride + token] * value;
             }
-        }
     }
     for (int i = 0; i < queries; i++) {
         char *out = at(t->out, offset_of(t, query + i, t->out_stride) + d);

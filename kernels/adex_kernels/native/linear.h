@@ -20,16 +20,6 @@ typedef struct {
 
 static inline int64_t panels_of(const Linear *linear) { return (linear->out + PANEL - 1) / PANEL; }
 
-/* sums + the products of two pairs in each lane, of bfloat16 as bits. */
-INLINE f32 pair_products(f32 sums, u32 x, u32 weights) {
-#if defined(__AVX512BF16__)
-    return (f32)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)weights);
-#else
-    sums += (f32)(x << 16) * (f32)(weights << 16);
-    return sums + (f32)(x & 0xffff0000) * (f32)(weights & 0xffff0000);
-#endif
-}
-
 INLINE f32 splat_pair(const char *x) {
     uint32_t pair;
     memcpy(&pair, x, 4);
@@ -101,9 +91,7 @@ INLINE void multiply(f32 (*sums)[VECTORS], int rows, const char *x, int64_t x_st
                                          : splat_element(at(x, i * x_stride + k));
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++)
-                sums[i][v] = TYPE == BFLOAT16
-                                 ? pair_products(sums[i][v], (u32)value, (u32)weights[v])
-                                 : sums[i][v] + value * weights[v];
+                sums[i][v] = add_products(sums[i][v], value, weights[v]);
         }
     }
 }
@@ -131,8 +119,7 @@ typedef struct {
     int widened;
 } Product;
 
-static __attribute__((noinline)) void store_columns(const Product *p, int64_t row, int64_t column,
-                                                    f32 value, int64_t count) {
+INLINE void store_lanes(const Product *p, int64_t row, int64_t column, f32 value, int64_t count) {
     const Linear *linear = p->linear;
     if (linear->scales)
         value *= load_floats(linear->scales + column, count);
@@ -147,6 +134,18 @@ static __attribute__((noinline)) void store_columns(const Product *p, int64_t ro
     store_floats((float *)p->y + row * p->y_stride + column, load(rounded, LANES), count);
 }
 
+static __attribute__((noinline)) void store_rows(const Product *p, int64_t row, int rows,
+                                                 int64_t column, f32 (*sums)[VECTORS]) {
+    for (int v = 0; v < VECTORS; v++) {
+        int64_t first = column + v * LANES, count = p->linear->out - first;
+        for (int i = 0; count > 0 && i < rows; i++)
+            if (count >= LANES)
+                store_lanes(p, row + i, first, sums[i][v], LANES);
+            else
+                store_lanes(p, row + i, first, sums[i][v], count);
+    }
+}
+
 INLINE void multiply_rows(const Product *p, int64_t row, int rows, const char *panel, int from,
                           int64_t column, const char *ahead) {
     enum { STEP_BYTES = PANEL * (TYPE == BFLOAT16 ? 4 : ELEMENT) };
@@ -157,11 +156,7 @@ INLINE void multiply_rows(const Product *p, int64_t row, int rows, const char *p
              from == CACHED ? ahead : panel + STREAM_AHEAD, lines);
     f32 results[ROWS][VECTORS];
     memcpy(results, sums, sizeof results);
-    for (int v = 0; v < VECTORS; v++) {
-        int64_t first = column + v * LANES, count = linear->out - first;
-        for (int i = 0; count > 0 && i < rows; i++)
-            store_columns(p, row + i, first, results[i][v], count < LANES ? count : LANES);
-    }
+    store_rows(p, row, rows, column, results);
 }
 
 /* All rows through one panel. It stays in the cache for as long, and the one that this thread

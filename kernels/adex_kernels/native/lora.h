@@ -32,14 +32,14 @@ typedef struct {
 INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int64_t in, int ranks,
                    float *shrunk, int64_t shrunk_stride) {
     f32 sums[4][4] = {{{0}}}, values[4];
-    IN_LANES(k, count, in, {
+    IN_STEPS(k, count, WIDTH, in, {
         for (int i = 0; i < rows; i++)
-            values[i] = load(at(x, i * x_stride + k), count);
+            values[i] = load_factors(at(x, i * x_stride + k), count);
         for (int r = 0; r < ranks; r++) {
-            f32 weights = load(at(a, r * in + k), count);
+            f32 weights = load_factors(at(a, r * in + k), count);
             __builtin_prefetch(at(a, (r + ranks) * in + k));
             for (int i = 0; i < rows; i++)
-                sums[i][r] += values[i] * weights;
+                sums[i][r] = add_products(sums[i][r], values[i], weights);
         }
     })
     for (int i = 0; i < rows; i++)

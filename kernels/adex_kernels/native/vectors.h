@@ -101,6 +101,32 @@ INLINE void store(char *to, f32 value, int64_t count) {
     memcpy(to, &bits, count * 2);
 }
 
+/* sums + the products of two pairs in each lane, of bfloat16 as bits. */
+INLINE f32 pair_products(f32 sums, u32 x, u32 weights) {
+#if defined(__AVX512BF16__)
+    return (f32)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)weights);
+#else
+    sums += (f32)(x << 16) * (f32)(weights << 16);
+    return sums + (f32)(x & 0xffff0000) * (f32)(weights & 0xffff0000);
+#endif
+}
+
+/* What a sum of products takes at a time: of bfloat16 pairs, which are not widened first. */
+enum { WIDTH = TYPE == BFLOAT16 ? 2 * LANES : LANES };
+
+/* The first `count` of WIDTH elements, the others 0. */
+INLINE f32 load_factors(const char *from, int64_t count) {
+    if (TYPE != BFLOAT16)
+        return load(from, count);
+    f32 pairs = {0};
+    memcpy(&pairs, from, count * 2);
+    return pairs;
+}
+
+INLINE f32 add_products(f32 sums, f32 a, f32 b) {
+    return TYPE == BFLOAT16 ? pair_products(sums, (u32)a, (u32)b) : sums + a * b;
+}
+
 INLINE float total(f32 lanes) {
     union { f32 whole; f32x8 half[2]; } a = {lanes};
     union { f32x8 whole; f32x4 half[2]; } b = {a.half[0] + a.half[1]};
@@ -109,12 +135,13 @@ INLINE float total(f32 lanes) {
 }
 
 /* Sixteen at a time and then what is left; constants, so that there is no branch within. */
-#define IN_LANES(k, count, stop, ...)                                           \
+#define IN_STEPS(k, count, step, stop, ...)                                     \
     {                                                                           \
         int64_t k = 0;                                                          \
-        for (; k + LANES <= (stop); k += LANES) { enum { count = LANES }; __VA_ARGS__; } \
-        if (k < (stop)) { int64_t count = (stop) - k; __VA_ARGS__; }                   \
+        for (; k + step <= (stop); k += step) { enum { count = step }; __VA_ARGS__; } \
+        if (k < (stop)) { int64_t count = (stop) - k; __VA_ARGS__; }            \
     }
+#define IN_LANES(k, count, stop, ...) IN_STEPS(k, count, LANES, stop, __VA_ARGS__)
 
 /* Four at a time, and what is left as one; constants, so that sums stay in registers. */
 #define IN_BLOCKS(i, start, stop, ...)                                          \
