@@ -166,6 +166,7 @@ async def prepare(
         include_stop=wish.include_stop,
         skip_special_tokens=wish.skip_special_tokens,
         credential=wish.credential if private else "",
+        deadline_s=None if wish.deadline_ms is None else wish.deadline_ms / 1000,
     )
 
 

@@ -65,6 +65,7 @@ class Wish:
     grammar_field: str = ""
     ignored: tuple[str, ...] = ()
     credential: str = field(default="", repr=False)
+    deadline_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +300,12 @@ API_TOKEN = custom(
     _credential,
     {"type": "string", "maxLength": CREDENTIAL_CHARACTERS_MAX, "pattern": "^[!-~]*$"},
 ).otherwise("")
+DEADLINE_MS = number(
+    "deadline_ms",
+    "Within how many milliseconds the first token must come; what cannot keep that is refused.",
+    low=1,
+    high=3_600_000,
+)
 # Not every character is printable, and no schema language has a word for those that are.
 NAME_SCHEMA: Json = {"type": "string", "maxLength": ADAPTER_NAME_CHARACTERS_MAX}
 STOP_LIST = custom("stop", "Texts that end the generation.", _stops, _stops_schema).otherwise(())
@@ -354,6 +361,7 @@ SHARED: tuple[Field[Any], ...] = (
     STOP_TOKEN_IDS,
     ADAPTER_SOURCE,
     API_TOKEN,
+    DEADLINE_MS,
     SKIP_SPECIAL_TOKENS,
     *GRAMMAR_FIELDS,
 )

@@ -28,6 +28,7 @@ from adex_scheduler.front.schema import (
     ADAPTER_SOURCE,
     ADD_SPECIAL_TOKENS,
     API_TOKEN,
+    DEADLINE_MS,
     NAME_SCHEMA,
     SHARED,
     SKIP_SPECIAL_TOKENS,
@@ -327,6 +328,7 @@ def _wish(
         stream=values[STREAM],
         ignored=values.ignored,
         credential=values[API_TOKEN],
+        deadline_ms=values[DEADLINE_MS],
     )
 
 

@@ -20,6 +20,7 @@ from adex_scheduler.front.schema import (
     ADAPTER_SOURCE,
     ADD_SPECIAL_TOKENS,
     API_TOKEN,
+    DEADLINE_MS,
     MIN_P,
     NAME_SCHEMA,
     SHARED,
@@ -144,6 +145,7 @@ def parse_generate(
         stream=streams,
         ignored=values.ignored,
         credential=parameters[API_TOKEN],
+        deadline_ms=parameters[DEADLINE_MS],
     )
     return GenerateRequest(
         prompt=values[INPUTS],

@@ -127,6 +127,20 @@ async def test_the_full_text_begins_with_the_prompt(door: Any) -> None:
     assert reply["generated_text"] == "Hi " + ANSWER
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"inputs": "a", "parameters": {"deadline_ms": 250}}),
+        ("/v1/completions", {"prompt": "a", "deadline_ms": 250}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ],
+)
+async def test_a_deadline_reaches_the_scheduler(door: Any, path: str, body: Any) -> None:
+    await post(door, path, body)
+    expected = None if "messages" in body else 0.25
+    assert door.engine.requests[0].deadline_s == expected
+
+
 async def test_truncate_keeps_the_end_of_the_prompt(door: Any) -> None:
     await post(door, "/generate", {"inputs": "abcdefgh", "parameters": {"truncate": 3}})
     whole = door.serving.tokenizer.encode("abcdefgh")
