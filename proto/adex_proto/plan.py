@@ -5,6 +5,7 @@ from the plan that first named it until the plan that lists it as finished.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.sampling import SamplingParams
@@ -29,17 +30,17 @@ class NewSequence:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One sequence's share of a step: positions [start, start + count) are computed.
 
     `new_blocks` extend its block table. `samples` says that the last position yields a token, which
-    the worker keeps as the sequence's next one, so that the next plan need not carry it.
+    the worker keeps as the sequence's next one, so that the next plan need not carry it. A tuple,
+    because every step makes one for each sequence that runs.
     """
 
     sequence: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a span
     samples: bool
     new_blocks: tuple[int, ...] = ()
 

@@ -81,14 +81,10 @@ class PoolAgainstSet(RuleBasedStateMachine):
     def find_loose(self, count: int) -> None:
         assert self.pool.find_loose(count) == lowest_run(self.free | self.given_up, count)
 
-    @rule(pages=owned)
-    def widen(self, pages: frozenset[int]) -> None:
-        start, stop = min(pages), max(pages) + 1
-        low, high = self.pool.widen(start, stop)
-        loose = self.free | self.given_up
-        assert set(range(low, start)) | set(range(stop, high)) <= loose
-        assert low - 1 not in loose
-        assert high not in loose
+    @rule()
+    def copy_the_map(self) -> None:
+        loose = {page for page, is_loose in enumerate(self.pool.loose_pages()) if is_loose}
+        assert loose == self.free | self.given_up
 
 
 TestPoolAgainstSet = PoolAgainstSet.TestCase

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from adex_proto import adapter, errors, outcome, sampling
+from adex_proto.plan import Span
 from adex_scheduler.core import events
 from adex_scheduler.core.events import Cancelled, Event, StopFound, Ticked, WorkerGone
 from adex_scheduler.core.instructions import Instruction
@@ -47,6 +48,13 @@ def encode(value: Any) -> Any:
             if getattr(value, field.name) != field.default
         }
         return {"is": type(value).__name__, **fields}
+    if isinstance(value, Span):
+        fields = {
+            name: encode(item)
+            for name, item in value._asdict().items()
+            if item != Span._field_defaults.get(name)
+        }
+        return {"is": "Span", **fields}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     return value

@@ -8,6 +8,7 @@ oldest running sequence is never preempted, so it always comes to its end.
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 
 from adex_proto.outcome import WorkerInfo
 from adex_proto.plan import STEP_SCORED_MAX, NewSequence, Span, StepPlan
@@ -143,7 +144,7 @@ class Batch:
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""
         block_tokens = self._blocks.block_tokens
-        spans, sampling = draft.spans, draft.flight.sampling
+        rows: list[tuple[int, int, int, bool, tuple[int, ...]]] = []
         needing: list[Sequence] = []
         for number, sequence in self.decoding.items():
             left = sequence.left
@@ -153,10 +154,13 @@ class Batch:
                     # All blocks are full: they are taken as they are needed.
                     needing.append(sequence)
                     continue
-                spans.append(Span(number, start, 1, True))
+                rows.append((number, start, 1, True, ()))
                 sequence.planned = start + 1
                 sequence.left = left - 1
-                sampling.append(number)
+        # One for each sequence that runs, in every step: made without a call in Python.
+        draft.spans.extend(map(partial(tuple.__new__, Span), rows))
+        sampling = draft.flight.sampling
+        sampling.extend([row[0] for row in rows])
         if needing:
             self._decode_into_new_blocks(draft, needing)
         draft.tokens_left -= len(sampling)

@@ -20,11 +20,11 @@ from adex_scheduler.core.links import OTHER, Links
 from adex_scheduler.core.reuse import ReuseRates
 
 # Copies that one look offers: room on the device may take several that lie side by side.
-CANDIDATES = 32
+CANDIDATES = 16
 # Places of the heap that the hand visits at each look.
-SWEPT = 32
+SWEPT = 16
 # Copies that one look puts back because they have risen; the next look goes on from there.
-RISEN_MAX = 64
+RISEN_MAX = 16
 # How long an answer may be given again.
 FRESH_S = 0.05
 # What a copy in host memory is worth beside one on the device, of what it would be worth alone.
@@ -100,7 +100,8 @@ class LeastValued:
     def value(self, tier: Tier, adapter: Adapter) -> float:
         """Seconds per byte that keeping the copy is expected to save for each request to come."""
         size = adapter.version.bundle_bytes
-        source = next(iter(adapter.names)).source if adapter.names else OTHER
+        named = tier is Tier.DISK and adapter.names
+        source = next(iter(adapter.names)).source if named else OTHER
         seconds = self._links.into(tier, source).seconds(size)
         value = self.rates.share(adapter.digest) * seconds / size
         if tier is Tier.HOST and adapter.residence is Residence.DEVICE:

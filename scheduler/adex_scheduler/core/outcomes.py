@@ -36,7 +36,7 @@ def apply_outcome(
     """
     failed = _failures(flight, outcome, sequences)
     doomed = {sequence.number for sequence, _ in failed}
-    ending = Stage.ENDING
+    ending, find = Stage.ENDING, sequences.get
     for sequence, computed in flight.chunks:
         if sequence.stage is not ending and sequence.number not in doomed:
             sequence.computed = computed
@@ -44,18 +44,19 @@ def apply_outcome(
     finished: list[tuple[Sequence, FinishReason]] = []
     dropped: set[int] = set()
     for token in outcome.tokens:
-        known = sequences.get(token.sequence)
-        if known is None or known.stage is ending or token.sequence in doomed:
-            dropped.add(token.sequence)
+        number, token_id = token.sequence, token.token_id
+        known = find(number)
+        if known is None or known.stage is ending or number in doomed:
+            dropped.add(number)
             continue
         tokens = known.tokens
         # The step computed every token that was known, and yielded the one after them.
-        known.computed = len(tokens)
-        if known.computed >= known.share_at:
+        known.computed = computed = len(tokens)
+        if computed >= known.share_at:
             blocks.enter(known)
-        tokens.append(token.token_id)
+        tokens.append(token_id)
         known.payer.served += OUTPUT_TOKEN_WEIGHT
-        if token.token_id in known.ends or len(tokens) == known.length_max:
+        if token_id in known.ends or computed + 1 == known.length_max:
             reason = known.reason_to_end(eos)
             assert reason is not None
             finished.append((known, reason))

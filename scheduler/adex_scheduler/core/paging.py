@@ -12,7 +12,7 @@ from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, Residence
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.residency import Residency
-from adex_scheduler.core.room import find_room
+from adex_scheduler.core.room import Room, find_room
 from adex_scheduler.core.sequence import Sequence
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
@@ -35,6 +35,9 @@ class Paging:
         self._turns = turns
         self.keep_pages = 0
         self._cleared_for: Sequence | None = None
+        # Runs as long as this were not to be had when so much had come loose.
+        self._too_long = tiers.pool.pages + 1
+        self._loosened = -1
 
     def advance(self, now: float) -> None:
         """Begin every move that is wanted, allowed and has room."""
@@ -186,8 +189,7 @@ class Paging:
         held = sequence is self._turns.held_for
         room = None
         if tiers.slots_free:
-            candidates = self._all_but(adapter, now) if held else self._all_idle(now)
-            room = find_room(adapter.pages, tiers.pool, candidates)
+            room = self._find_device_room(adapter, now, held=held)
         elif not tiers.slots_leaving:
             self.relinquish(1, now, wanted=held, kept=held, spare=adapter)
         if room is None:
@@ -207,6 +209,25 @@ class Paging:
         self._turns.begin(adapter, now)
         tiers.place(adapter, room.first, room.victims)
         return True
+
+    def _find_device_room(self, adapter: Adapter, now: float, *, held: bool) -> Room | None:
+        """A run of pages for the adapter, of those of idle ones where it takes that.
+
+        Where none was found for one as small, none is looked for again before anything has come
+        loose: of those that wait for room, each would be told the same at every step.
+        """
+        tiers = self._tiers
+        if held:
+            return find_room(adapter.pages, tiers.pool, self._all_but(adapter, now))
+        loosened = tiers.pool.loosened + tiers.device_idled
+        if loosened != self._loosened:
+            self._loosened, self._too_long = loosened, tiers.pool.pages + 1
+        if adapter.pages >= self._too_long:
+            return None
+        room = find_room(adapter.pages, tiers.pool, self._all_idle(now))
+        if room is None:
+            self._too_long = adapter.pages
+        return room
 
     def _make_way(self, adapter: Adapter, sequence: Sequence, now: float) -> None:
         """Drain adapters that have had their turn, if the sequence is due and that is enough."""

@@ -18,10 +18,12 @@ _NO = b"\x00"
 class PagePool:
     """Pages [0, pages) of one worker's device, free or owned; owners are known elsewhere."""
 
-    __slots__ = ("_free", "_high", "_loose", "pages", "pages_free")
+    __slots__ = ("_free", "_high", "_loose", "loosened", "pages", "pages_free")
 
     def __init__(self, pages: int) -> None:
         self.pages = self.pages_free = pages
+        # How often pages have become loose: while it stands still, no wider run can have come.
+        self.loosened = 0
         self._free = bytearray(_YES * pages)
         self._loose = bytearray(_YES * pages)
         # No free page is above this one.
@@ -64,10 +66,9 @@ class PagePool:
         free = self._free.count(_YES, start, stop)
         return free, self._loose.count(_YES, start, stop) - free
 
-    def widen(self, start: int, stop: int) -> tuple[int, int]:
-        """[start, stop) with the loose pages that touch it on either side."""
-        above = self._loose.find(_NO, stop)
-        return self._loose.rfind(_NO, 0, start) + 1, above if above >= 0 else self.pages
+    def loose_pages(self) -> bytearray:
+        """A copy of the map: one byte for each page, 1 where it is loose."""
+        return bytearray(self._loose)
 
     def take_pages(self, count: int) -> list[int] | None:
         """Take the `count` highest free pages, or None and no change when fewer are free."""
@@ -98,6 +99,7 @@ class PagePool:
 
     def give(self, pages: Iterable[int]) -> None:
         """Give back owned pages that are not loose, in any order."""
+        self.loosened += 1
         for page in pages:
             assert not self._loose[page], f"page {page} is free or loose already"
             self._free[page] = self._loose[page] = 1
@@ -107,6 +109,7 @@ class PagePool:
 
     def loosen(self, pages: Iterable[int]) -> None:
         """The owner of these pages would give them up from now on."""
+        self.loosened += 1
         for page in pages:
             assert not self._loose[page], f"page {page} is free or loose already"
             self._loose[page] = 1

@@ -23,6 +23,7 @@ _RATE_INDEX = TIME_CONSTANTS_S.index(80.0)
 
 _FINITE = len(TIME_CONSTANTS_S)
 _COUNTS = _FINITE + 1
+_LONGEST_FIRST = tuple(range(_FINITE - 1, -1, -1))
 
 
 class ReuseRates:
@@ -71,18 +72,21 @@ class ReuseRates:
 
         Between two requests for it the share only falls, but for what the weights learn.
         """
-        weights = self.weights
+        weights, sums = self.weights, self._sums
         share = weights[-1] / max(len(self._counts), 1)
         known = self._counts.get(digest)
         if known is None:
             return share
         # Count and sum decay alike, so only the time between their last updates matters.
         at, counts = known
-        elapsed = self._summed_at - at
-        for index in range(_FINITE):
-            decay = math.exp(-elapsed / TIME_CONSTANTS_S[index])
-            share += weights[index] * counts[index] * decay / self._sums[index]
-        return share + weights[_FINITE] * counts[_FINITE] / self._sums[_FINITE]
+        share += weights[_FINITE] * counts[_FINITE] / sums[_FINITE]
+        # Each time constant is a quarter of the one after it, so its decay is the fourth power.
+        decay = math.exp((at - self._summed_at) / TIME_CONSTANTS_S[-1])
+        for index in _LONGEST_FIRST:
+            share += weights[index] * counts[index] * decay / sums[index]
+            decay *= decay
+            decay *= decay
+        return share
 
     def total(self, now: float) -> float:
         """Requests per second for all adapters together."""

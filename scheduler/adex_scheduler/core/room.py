@@ -1,10 +1,17 @@
 """Where on the device an adapter's run of pages can be, and whom it displaces. Pure planning."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from adex_scheduler.core.adapters import Adapter
 from adex_scheduler.core.pool import PagePool
+
+_YES = b"\x01"
+_NO = b"\x00"
+# Candidates that are tried together at first.
+_FIRST_CHOSEN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +34,44 @@ def find_room(pages: int, pool: PagePool, candidates: Iterable[Adapter]) -> Room
         first = pool.find_loose(pages)
     if first is not None:
         return Room(first, ())
-    chosen: dict[int, Adapter] = {}
-    start_of: dict[int, int] = {}
-    for candidate in candidates:
-        chosen[candidate.first_page] = candidate
-        start_of[candidate.stop_page] = candidate.first_page
-        start, stop = _widen(candidate, pool, chosen, start_of)
-        if stop - start >= pages:
-            return _fewest_victims(start, stop, pages, chosen)
+    run = _YES * pages
+    loose = pool.loose_pages()
+    chosen: list[Adapter] = []
+    # More at a time as it goes on: a search of the map costs as much as many candidates.
+    rest, count = iter(candidates), _FIRST_CHOSEN
+    while some := list(islice(rest, count)):
+        with_some = _with(loose, some)
+        if with_some.find(run) >= 0:
+            # The run needs the last of the fewest that make it, and it is the only one so far.
+            fewest = bisect_left(
+                range(1, len(some)), x=True, key=lambda k: _with(loose, some[:k]).find(run) >= 0
+            )
+            chosen += some[: fewest + 1]
+            return _fewest_victims(_with(loose, some[: fewest + 1]), pages, chosen)
+        loose = with_some
+        chosen += some
+        count *= 2
     return None
 
 
-def _widen(
-    candidate: Adapter, pool: PagePool, chosen: dict[int, Adapter], start_of: dict[int, int]
-) -> tuple[int, int]:
-    """The run of loose pages and chosen adapters that `candidate` lies in."""
-    start, stop = candidate.first_page, candidate.stop_page
-    while True:
-        wider_start, wider_stop = pool.widen(start, stop)
-        wider_start = start_of.get(wider_start, wider_start)
-        if wider_stop in chosen:
-            wider_stop = chosen[wider_stop].stop_page
-        if (wider_start, wider_stop) == (start, stop):
-            return start, stop
-        start, stop = wider_start, wider_stop
+def _with(loose: bytearray, adapters: list[Adapter]) -> bytearray:
+    """The map of loose pages if these adapters' were too."""
+    wider = bytearray(loose)
+    for adapter in adapters:
+        wider[adapter.first_page : adapter.stop_page] = _YES * adapter.pages
+    return wider
 
 
-def _fewest_victims(start: int, stop: int, pages: int, chosen: dict[int, Adapter]) -> Room:
-    """The window of `pages` within [start, stop) that touches the fewest, the lowest of equals."""
-    inside = sorted(first for first in chosen if start <= first < stop)
+def _fewest_victims(loose: bytearray, pages: int, adapters: list[Adapter]) -> Room:
+    """The window of `pages` in the first run as long that touches the fewest, the lowest of equals.
+
+    `loose` are the pages that are loose once `adapters` are gone.
+    """
+    start = loose.find(_YES * pages)
+    above = loose.find(_NO, start)
+    stop = above if above >= 0 else len(loose)
+    chosen = {one.first_page: one for one in adapters if start <= one.first_page < stop}
+    inside = sorted(chosen)
     edges = {start, stop - pages}
     for first in inside:
         edges |= {first, chosen[first].stop_page, first - pages, chosen[first].stop_page - pages}

@@ -63,6 +63,7 @@ class Tiers:
         self.lines = (self.ready, self.to_page_in, self.to_stage, *self.to_fetch.values())
         # Each group is in the order in which its members fell idle.
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
+        self.device_idled = 0
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
         self.device_pinned: OrderedDict[str, Adapter] = OrderedDict()
         self.device_kept: OrderedDict[str, Adapter] = OrderedDict()
@@ -356,6 +357,7 @@ class Tiers:
         host_held = host_spare and adapter.host is HostCopy.HELD
         kept = adapter.kept is Tier.DEVICE
         if _include(self.device_idle, adapter, unpinned and not adapter.waiting and not kept):
+            self.device_idled += 1
             self.eviction.enter(Tier.DEVICE, adapter)
         _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting) and not kept)
         _include(self.device_pinned, adapter, on_device and adapter.pins > 0 and not kept)

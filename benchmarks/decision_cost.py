@@ -1,0 +1,131 @@
+"""What a decision costs: CPU time of `SchedulerCore.handle`, event by event, under a full load.
+
+    python benchmarks/decision_cost.py [--registered 100 1000] [--running 1 64 256] [--no-write]
+
+The core runs against the modelled worker of `adex simulate`: so many callers, each asking for the
+next request of a Zipf trace over adapters of mixed ranks as soon as it is answered, so sequences
+begin and end and adapters come and go all the while. Each row tells of all events, and of step
+outcomes alone, whose handling plans the next step. CPU time of the thread is counted, collections
+of garbage included, so a shared machine changes little. Writes a table under benchmarks/results/.
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from adex_proto.outcome import StepOutcome
+from adex_scheduler.core.events import Event
+from adex_scheduler.core.instructions import Instruction
+from adex_scheduler.core.state import SchedulerCore
+from adex_scheduler.simulate.loop import Course, Simulation
+from adex_scheduler.simulate.machine import Memory, read_machine
+from adex_scheduler.simulate.systems import SIMULATED_LIMITS
+from adex_scheduler.simulate.trace import adapter_name
+from adex_scheduler.simulate.worker import ModelledWorker
+from adex_scheduler.simulate.workloads import RANK_SETS, Load, zipf
+
+RESULTS = Path(__file__).parent / "results"
+# Host memory for a few hundred adapters, and a disk for all.
+MACHINE = replace(read_machine("h200-llama-8b"), memory=Memory(94.6e9, 64e9, 1e15))
+STEPS = 3000
+WARM = 500
+HEADING = """\
+# What a scheduling decision costs
+
+{now}, {machine}, Python {python}: `python benchmarks/decision_cost.py`
+
+CPU time of `SchedulerCore.handle` in microseconds, under a closed loop of as many callers as
+sequences run, on a simulated H200 with 94.6 GB for KV cache and adapters and 64 GB of host memory,
+Zipf over adapters of mixed ranks. A step's own event also plans the next one.
+
+| registered | running | step p50 | step p99 | any event p50 | any event p99 | adapters moved |
+|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(slots=True)
+class Timed:
+    """A core whose every decision is timed; it ends the run when it has seen enough."""
+
+    core: SchedulerCore
+    steps_s: list[float] = field(default_factory=list[float])
+    events_s: list[float] = field(default_factory=list[float])
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """As the core does."""
+        began = time.thread_time_ns()
+        instructions = self.core.handle(event, now)
+        seconds = (time.thread_time_ns() - began) / 1e9
+        self.events_s.append(seconds)
+        if isinstance(event, StepOutcome):
+            self.steps_s.append(seconds)
+            if len(self.steps_s) == STEPS + WARM:
+                raise StopIteration
+        return instructions
+
+
+def measure(registered: int, running: int) -> tuple[Timed, int]:
+    """A run of STEPS steps. Returns: its times, and how many adapters came to the device."""
+    load = Load(adapters=registered, ranks=RANK_SETS["mix"], rate=100.0, duration_s=300.0, seed=1)
+    requests = zipf(load)
+    ranks = {adapter_name(i): load.ranks[i % len(load.ranks)] for i in range(registered)}
+    ranks |= {one.adapter: one.rank for one in requests if one.adapter is not None}
+    worker = ModelledWorker(MACHINE, ranks)
+    timed = Timed(SchedulerCore(worker.info(), SIMULATED_LIMITS))
+    with suppress(StopIteration):
+        Simulation(timed, worker, requests, Course(streams=running)).run()
+    return timed, timed.core.statistics().page_ins
+
+
+def row(registered: int, running: int) -> str:
+    timed, moved = measure(registered, running)
+    steps, events = timed.steps_s[WARM:], timed.events_s[WARM:]
+    cells = [_micro(steps, 0.5), _micro(steps, 0.99), _micro(events, 0.5), _micro(events, 0.99)]
+    return f"| {registered} | {running} | " + " | ".join(cells) + f" | {moved} |"
+
+
+def _micro(seconds: Sequence[float], quantile: float) -> str:
+    ordered = sorted(seconds)
+    return f"{1e6 * ordered[min(int(quantile * len(ordered)), len(ordered) - 1)]:.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--registered", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    options = parser.parse_args()
+    machine = f"{_cores()}-core {platform.machine()}, {_cpu()}"
+    today = datetime.now(UTC)
+    text = HEADING.format(
+        now=f"{today:%Y-%m-%d}", machine=machine, python=platform.python_version()
+    )
+    print(text, end="", flush=True)
+    for registered in options.registered:
+        for running in options.running:
+            line = row(registered, running)
+            print(line, flush=True)
+            text += line + "\n"
+    if not options.no_write:
+        name = f"decision-cost-{today:%Y-%m-%d}-{_cores()}-core-{platform.machine()}.md"
+        (RESULTS / name).write_text(text, encoding="utf-8")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown processor"
+
+
+if __name__ == "__main__":
+    main()
