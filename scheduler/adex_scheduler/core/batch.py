@@ -8,7 +8,7 @@ oldest running sequence is never preempted, so it always comes to its end.
 
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import repeat
 
 from adex_proto.outcome import WorkerInfo
 from adex_proto.plan import STEP_SCORED_MAX, NewSequence, Span, StepPlan
@@ -144,7 +144,8 @@ class Batch:
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""
         block_tokens = self._blocks.block_tokens
-        rows: list[tuple[int, int, int, bool, tuple[int, ...]]] = []
+        numbers: list[int] = []
+        starts: list[int] = []
         needing: list[Sequence] = []
         for number, sequence in self.decoding.items():
             left = sequence.left
@@ -154,13 +155,15 @@ class Batch:
                     # All blocks are full: they are taken as they are needed.
                     needing.append(sequence)
                     continue
-                rows.append((number, start, 1, True, ()))
+                numbers.append(number)
+                starts.append(start)
                 sequence.planned = start + 1
                 sequence.left = left - 1
         # One for each sequence that runs, in every step: made without a call in Python.
-        draft.spans.extend(map(partial(tuple.__new__, Span), rows))
+        spans = zip(numbers, starts, repeat(1), repeat(True), repeat(()), strict=False)
+        draft.spans.extend(map(tuple.__new__, repeat(Span), spans))
         sampling = draft.flight.sampling
-        sampling.extend([row[0] for row in rows])
+        sampling.extend(numbers)
         if needing:
             self._decode_into_new_blocks(draft, needing)
         draft.tokens_left -= len(sampling)
