@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import adex_scheduler.core
 import adex_scheduler.simulate
-from adex_scheduler.simulate.cache_rows import cache_row
+from adex_scheduler.simulate.cache_rows import cache_row, core_row
 from adex_scheduler.simulate.loop import Course
 from adex_scheduler.simulate.machine import Machine, Memory, read_machine
 from adex_scheduler.simulate.result import RunResult, mix_distance
@@ -100,15 +100,15 @@ def scenarios() -> Iterator[Scenario]:
 
 # Name, adapters, seconds at 30 requests a second.
 CACHE_TRACES = (
-    ("zipf", 1_000, 1800),
-    ("drift", 1_000, 1800),
-    ("sessions", 1_000, 1800),
-    ("functions", 1_000, 1800),
-    ("uniform", 1_000, 1800),
-    ("cold-storm", 1_000, 1800),
-    ("zipf", 10_000, 2400),
-    ("drift", 10_000, 2400),
-    ("sessions", 10_000, 2400),
+    ("zipf", 1_000, 900),
+    ("drift", 1_000, 900),
+    ("sessions", 1_000, 900),
+    ("functions", 1_000, 900),
+    ("uniform", 1_000, 900),
+    ("cold-storm", 1_000, 900),
+    ("zipf", 10_000, 1200),
+    ("drift", 10_000, 1200),
+    ("sessions", 10_000, 1200),
 )
 CACHE_SHARES = (0.05, 0.2)
 
@@ -192,10 +192,9 @@ def perform(task: Task) -> None:
         answer = run_cell(*task.about)
     else:
         name, adapters, seconds, share, seed = task.about
-        load = Load(adapters, 30.0, seconds, seed, RANK_SETS["mix"])
-        answer = cache_row(
-            WORKLOADS[name](load), share, bytes_per_rank=H200.model.adapter_rank_bytes
-        )
+        requests = WORKLOADS[name](Load(adapters, 30.0, seconds, seed, RANK_SETS["mix"]))
+        row = cache_row if task.kind == "cache" else core_row
+        answer = row(requests, share, bytes_per_rank=H200.model.adapter_rank_bytes)
     part = task.path.with_suffix(".part")
     part.write_text(json.dumps(answer))
     part.replace(task.path)
@@ -249,6 +248,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
             for share in CACHE_SHARES if trace[1] == 1_000 else CACHE_SHARES[:1]:
                 for seed in range(options.seeds if trace[1] == 1_000 else min(options.seeds, 2)):
                     add("cache", cached.hexdigest(), *trace, share, seed)
+                    add("core", cached.hexdigest() + fingerprint(core), *trace, share, seed)
     return found
 
 

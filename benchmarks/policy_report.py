@@ -23,15 +23,17 @@ def write_report(
 ) -> str:
     """The tables as Markdown; with a folder they are written there with the plots."""
     groups: dict[str, dict[Any, Cells]] = {}
-    rows: dict[tuple[str, int, float], list[dict[str, float]]] = {}
+    by_seed: dict[tuple[str, int, float], dict[int, dict[str, float]]] = {}
     for kind, about, answer in answers:
         if kind == "run":
             scenario, system, seed = about
             cells = groups.setdefault(scenario.group, {}).setdefault(scenario.name, {})
             cells.setdefault(system, {})[seed] = answer | {"scenario": scenario}
         else:
-            name, adapters, _, share, _ = about
-            rows.setdefault((name, adapters, share), []).append(answer)
+            name, adapters, _, share, seed = about
+            seeds = by_seed.setdefault((name, adapters, share), {})
+            seeds.setdefault(seed, {}).update(answer)
+    rows = {about: list(seeds.values()) for about, seeds in by_seed.items()}
     parts: list[str] = []
     if "saturated" in groups:
         parts.append(_saturated(groups["saturated"], mix_distance))

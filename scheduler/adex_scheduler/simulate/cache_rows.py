@@ -21,6 +21,7 @@ from adex_scheduler.simulate.caches import (
     replay_s3fifo,
     replay_tinylfu,
 )
+from adex_scheduler.simulate.core_cache import replay_core
 from adex_scheduler.simulate.trace import TracedRequest
 
 POLICIES: Mapping[str, Callable[[Floats, Floats], CachePolicy]] = {
@@ -57,6 +58,15 @@ def cache_row(
     row["Belady"] = replay(trace, capacity, belady, skip=skip).cost_s
     row["PFOO"] = pfoo_cost(trace, capacity, skip=skip)
     return row
+
+
+def core_row(
+    requests: Sequence[TracedRequest], share: float, *, bytes_per_rank: float
+) -> dict[str, float]:
+    """The same of the core's own order, which changes with the core and the others do not."""
+    trace = cache_trace(requests, bytes_per_rank=bytes_per_rank)
+    cost = replay_core(trace, share * trace.bytes_all, skip=len(trace.uses) // 4).cost_s
+    return {"adex": cost}
 
 
 def _with_queue(trace: CacheTrace, capacity: float, window: int, skip: int) -> float:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--adapters", type=Path, required=True, metavar="DIR", help="adapters, one in each folder")
     add("--worker", metavar="ADDRESS", help="a worker that serves nobody; else one is started")
     add("--out", type=Path, metavar="FILE", help="the machine file; else it is printed")
+    add("--steps", type=Path, metavar="FILE", help="write what was measured too, as JSON lines")
     add("--name", help="what the machine is called in tables")
     add("--rounds", type=int, default=2, help="how often each shape of step is measured")
     add("--seconds", type=float, default=120.0, help="begin no further shape after this long")
@@ -146,6 +148,8 @@ async def _calibrate(
     finally:
         await probe.close()
     measured = Measured(tuple(steps), moves, tuple(residents))
+    if flags.steps is not None:
+        flags.steps.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in steps))
     machine = _machine(probe, measured, flags.name)
     return machine, mean_error(machine.step, measured.steps), len(steps)
 

@@ -1,11 +1,21 @@
-"""Coefficients of a machine from what was measured on it: least squares, none of them negative."""
+"""Coefficients of a machine from what was measured on it: least errors, none of them negative.
+
+Errors count without being squared, so that a step some other process disturbed bends nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from adex_scheduler.simulate.machine import LinkCost, StepCost
+
+Floats = npt.NDArray[np.float64]
+
+_REWEIGHTED = 20
+# Errors below this are as good as none.
+_ERROR_MIN = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +31,7 @@ class MeasuredStep:
 
 
 def fit_step(measured: Sequence[MeasuredStep]) -> StepCost:
-    """The step model whose relative errors are least, squared and added up.
+    """The step model whose mean relative error is least.
 
     The knee, where multiplying tokens outweighs reading the weights, makes the model bend; each
     number of tokens that was measured is tried for it.
@@ -39,11 +49,11 @@ def fit_step(measured: Sequence[MeasuredStep]) -> StepCost:
             )
             for one in measured
         ]
-        fixed, token, sequence, kv, adapter_fixed, adapter_byte = _least_squares(
+        fixed, token, sequence, kv, adapter_fixed, adapter_byte = _least_errors(
             columns, [one.seconds for one in measured]
         )
         cost = StepCost(fixed, token * knee, token, sequence, kv, adapter_fixed, adapter_byte)
-        error = sum(relative**2 for relative in _relative_errors(cost, measured))
+        error = mean_error(cost, measured)
         if best is None or error < best[0]:
             best = error, cost
     assert best is not None, "nothing was measured"
@@ -53,7 +63,7 @@ def fit_step(measured: Sequence[MeasuredStep]) -> StepCost:
 def fit_link(measured: Sequence[tuple[float, float]]) -> LinkCost:
     """A link's cost from (bytes, seconds) of single transfers."""
     columns = [(1.0, size) for size, _ in measured]
-    fixed, per_byte = _least_squares(columns, [seconds for _, seconds in measured])
+    fixed, per_byte = _least_errors(columns, [seconds for _, seconds in measured])
     return LinkCost(fixed, 1 / max(per_byte, 1e-15))
 
 
@@ -78,21 +88,31 @@ def _relative_errors(cost: StepCost, measured: Sequence[MeasuredStep]) -> list[f
     ]
 
 
-def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Weights of the columns, none negative, that explain the values best, relatively.
+def _least_errors(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """Weights of the columns, none negative, whose relative errors are least, added up.
 
-    Where a weight comes out negative its column is left out, the most negative first.
+    Least squares over and over, each error weighed by the one it had before.
     """
-    found = np.zeros(len(rows[0]))
     target = np.array(values)
     matrix = np.array(rows) / target[:, None]
     scale = np.maximum(np.abs(matrix).max(axis=0), 1e-300)
+    matrix /= scale
+    counts = np.ones(len(target))
+    found = np.zeros(matrix.shape[1])
+    for _ in range(_REWEIGHTED):
+        found = _least_squares(matrix * counts[:, None], counts)
+        counts = 1 / np.sqrt(np.maximum(np.abs(matrix @ found - 1), _ERROR_MIN))
+    return [float(weight) for weight in found / scale]
+
+
+def _least_squares(matrix: Floats, target: Floats) -> Floats:
+    """Where a weight comes out negative its column is left out, the most negative first."""
+    found = np.zeros(matrix.shape[1])
     kept = list(range(len(found)))
     while kept:
-        part = matrix[:, kept] / scale[kept]
-        weights = np.linalg.lstsq(part, np.ones(len(target)), rcond=None)[0]
+        weights = np.linalg.lstsq(matrix[:, kept], target, rcond=None)[0]
         if (weights >= 0).all():
-            found[kept] = weights / scale[kept]
+            found[kept] = weights
             break
         del kept[int(np.argmin(weights))]
-    return [float(weight) for weight in found]
+    return found
