@@ -1,7 +1,9 @@
 """Who leaves first: near enough the copy worth least, at a cost that does not follow the number."""
 
+import gc
 from collections import OrderedDict
 from random import Random
+from types import FunctionType, ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -147,3 +149,29 @@ def test_an_eviction_costs_the_same_however_many_copies_there_are() -> None:
         return most
 
     assert most_asked(5000) <= most_asked(200) + CANDIDATES
+
+
+def test_nothing_is_remembered_of_adapters_that_come_and_go_where_nothing_must_leave() -> None:
+    eviction = LeastValued(ReuseRates(10), Links())
+    sizes: list[int] = []
+    for index in range(2000):
+        passing = adapter(index)
+        eviction.note_use(passing, 0.1 * index)
+        eviction.enter(TIER, passing)
+        eviction.forget(passing)
+        if index in (500, 1999):
+            sizes.append(footprint(eviction))
+    # Fifteen hundred more have come and gone; what is left of the last few may differ.
+    assert sizes[1] < sizes[0] + 300
+
+
+def footprint(value: object) -> int:
+    """How many objects are reached from here."""
+    seen: dict[int, object] = {}
+    found = [value]
+    while found:
+        one = found.pop()
+        if id(one) not in seen and not isinstance(one, type | ModuleType | FunctionType):
+            seen[id(one)] = one
+            found += gc.get_referents(one)
+    return len(seen)

@@ -46,6 +46,10 @@ class Eviction(Protocol):
         """The adapter's copy in `tier` has fallen idle. When it is idle no more, nobody says so."""
         ...
 
+    def forget(self, adapter: Adapter) -> None:
+        """No copy of the adapter is left in any tier."""
+        ...
+
     def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
         """Some of the `idle` copies of a tier, all of them or CANDIDATES at most, in the order in
         which they should leave; empty only where none is idle. `idle` has them in the order in
@@ -65,6 +69,9 @@ class LeastRecent:
 
     def enter(self, tier: Tier, adapter: Adapter) -> None:
         """`idle` is in this order already."""
+
+    def forget(self, adapter: Adapter) -> None:
+        """Nothing was remembered."""
 
     def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
         """The longest idle."""
@@ -92,6 +99,11 @@ class LeastValued:
     def enter(self, tier: Tier, adapter: Adapter) -> None:
         """Let the copy have a place in its tier's order."""
         self._orders[tier].enter(adapter)
+
+    def forget(self, adapter: Adapter) -> None:
+        """Let it have a place in no order; how often it was asked for stays known."""
+        for order in self._orders.values():
+            order.forget(adapter)
 
     def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
         """The least valued first."""
@@ -132,6 +144,10 @@ class _Order:
         entry = self._valid.get(adapter.digest)
         if entry is None or value < entry[0]:
             self._push(value, adapter.digest)
+
+    def forget(self, adapter: Adapter) -> None:
+        """The adapter is gone."""
+        self._valid.pop(adapter.digest, None)
 
     def least(self, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
         """The least valued of `idle`, anew where the last answer is too old or used up."""
@@ -188,3 +204,6 @@ class _Order:
         self._numbers += 1
         entry = self._valid[digest] = (value, self._numbers, digest)
         heappush(self._heap, entry)
+        if len(self._heap) > 2 * len(self._valid) + 2 * CANDIDATES:
+            self._heap[:] = self._valid.values()
+            heapify(self._heap)

@@ -101,6 +101,7 @@ class Tiers:
         """Forget a version of which no copy is left."""
         del self.adapters[adapter.digest]
         self.settle(adapter)
+        self.eviction.forget(adapter)
 
     # Where sequences stand.
 
