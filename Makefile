@@ -50,4 +50,4 @@ lock:     ## requirements/lock.txt anew from pyproject.toml [TORCH=]
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" sh requirements/lock.sh
 
 clean:    ## everything that was generated here and is not committed
-	rm -rf .venv .*_cache .hypothesis build dist
+	rm -rf .venv .venv-clients .*_cache .hypothesis build dist
