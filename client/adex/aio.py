@@ -99,7 +99,8 @@ class AsyncClient:
         Args:
             adapter_id: the adapter to answer with; None is the base model.
             adapter_source: "local", "hub" or "s3"; None is the server's default.
-            api_token: the credential with which the server fetches a private adapter.
+            api_token: the credential with which the server fetches a private adapter: the
+                hub's token, or ACCESS_KEY:SECRET[:SESSION_TOKEN] for S3.
         """
         request = wire.generate_request(
             prompt,

@@ -17,7 +17,7 @@ HUB_SCHEMES = ("hf://", "huggingface://")
 S3_SCHEME = "s3://"
 REVISION_SOURCES = ("hub",)
 # Sources that are asked with a credential of the caller's own.
-CREDENTIAL_SOURCES = ("hub",)
+CREDENTIAL_SOURCES = ("hub", "s3")
 
 
 def tenant_of(credential: str | None) -> str:

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from adex_proto.errors import (
     ValidationError,
 )
 from adex_worker.adapters.core.remote_names import s3_root
-from adex_worker.adapters.sources import s3
-from adex_worker.adapters.sources.s3 import S3Source
+from adex_worker.adapters.core.s3_credential import S3Credential, s3_credential
+from adex_worker.adapters.sources import s3, s3_clients
+from adex_worker.adapters.sources.s3 import CONNECTIONS_MAX, S3Source
+from adex_worker.adapters.sources.s3_clients import S3Clients
 from adex_worker.adapters.sources.transfer import Patience
 
 WEIGHTS = "adapter_model.safetensors"
@@ -72,10 +75,19 @@ def shop(server: str, admin: Any, make_shop_of: Any, tmp_path: Path) -> Shop:
     return make_shop_of("s3", source(server, tmp_path))
 
 
-def source(url: str, tmp_path: Path, *roots: str, **keys: str) -> S3Source:
+def source(
+    url: str, tmp_path: Path, *roots: str, key: str = "admin", secret: str = "admin"
+) -> S3Source:
     (tmp_path / "cache").mkdir(exist_ok=True)
     places = [s3_root(root) for root in roots or (f"s3://{BUCKET}/team",)]
-    return S3Source(places, tmp_path / "cache", patience=HASTE, client=client(url, **keys))
+    clients = S3Clients(
+        HASTE,
+        connections_max=CONNECTIONS_MAX,
+        endpoint_url=url,
+        region_name="us-east-1",
+        own=S3Credential(key, secret),
+    )
+    return S3Source(places, tmp_path / "cache", patience=HASTE, clients=clients)
 
 
 def upload(admin: Any, prefix: str, folder: Path, bucket: str = BUCKET) -> None:
@@ -178,33 +190,179 @@ def test_an_upload_between_the_two_files_never_mixes(
         assert stream.read() == (adapter / CONFIG).read_bytes()
 
 
+def reader_of(url: str, name: str, *prefixes: str) -> tuple[str, str]:
+    """The access key and secret of a new user who may read objects below the prefixes."""
+    iam = client(url, service="iam")
+    iam.create_user(UserName=name)
+    if prefixes:
+        resources = [f"arn:aws:s3:::{BUCKET}/{prefix}/*" for prefix in prefixes]
+        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=reading(*resources))
+    keys = iam.create_access_key(UserName=name)["AccessKey"]
+    return keys["AccessKeyId"], keys["SecretAccessKey"]
+
+
+def reading(*resources: str) -> str:
+    statement = {
+        "Effect": "Allow",
+        "Action": ["s3:GetObject", "s3:ListBucket"],
+        "Resource": [*resources, f"arn:aws:s3:::{BUCKET}"],
+    }
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def check_from_now_on(url: str) -> None:
+    """Let the server check every signature and policy."""
+    httpx.post(f"{url}/moto-api/reset-auth", content=b"0")
+
+
 def test_signatures_and_policies_decide(
     server: str, admin: Any, make_shop_of: Any, adapter: Path, tmp_path: Path
 ) -> None:
     upload(admin, "team/one", adapter)
-    iam = client(server, service="iam")
-    iam.create_user(UserName="reader")
-    keys = iam.create_access_key(UserName="reader")["AccessKey"]
-    key, secret = keys["AccessKeyId"], keys["SecretAccessKey"]
-    statement = {
-        "Effect": "Allow",
-        "Action": ["s3:GetObject", "s3:ListBucket"],
-        "Resource": [f"arn:aws:s3:::{BUCKET}/team/*", f"arn:aws:s3:::{BUCKET}"],
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    iam.put_user_policy(UserName="reader", PolicyName="p", PolicyDocument=policy)
-    iam.create_user(UserName="stranger")
-    strange = iam.create_access_key(UserName="stranger")["AccessKey"]
-    httpx.post(f"{server}/moto-api/reset-auth", content=b"0")
+    key, secret = reader_of(server, "reader", "team")
+    stranger = reader_of(server, "stranger")
+    check_from_now_on(server)
 
     shop = make_shop_of("s3", source(server, tmp_path, key=key, secret=secret))
     assert shop.fetch("one", source="s3") == local_digest(shop, adapter)
-    refused = {"key": strange["AccessKeyId"], "secret": strange["SecretAccessKey"]}
+    refused = source(server, tmp_path, key=stranger[0], secret=stranger[1])
     with pytest.raises(AdapterForbidden):
-        make_shop_of("s3", source(server, tmp_path, **refused)).fetch("one", source="s3")
+        make_shop_of("s3", refused).fetch("one", source="s3")
     wrong = make_shop_of("s3", source(server, tmp_path, key=key, secret="wrong"))
     with pytest.raises(SourceUnavailable, match="SignatureDoesNotMatch"):
         wrong.fetch("one", source="s3")
+
+
+# Credentials of callers.
+
+
+def test_a_callers_credential_reads_what_s3_lets_it_read_and_nothing_else(
+    server: str, admin: Any, shop: Shop, adapter: Path
+) -> None:
+    upload(admin, "team/private", adapter)
+    good, other = (
+        ":".join(reader_of(server, name, f"team/{name}")) for name in ("private", "others")
+    )
+    check_from_now_on(server)
+    expected = local_digest(shop, adapter)
+    assert shop.fetch("private", good, source="s3") == expected
+    assert shop.fetch(f"s3://{BUCKET}/team/private", good, source="s3") == expected
+    # The bytes are as near as they can be, and S3 knows the credential: it is a matter of rights.
+    shop.store.stage(expected)
+    asked = ("private", "nowhere", f"s3://{BUCKET}/team/private")
+    refusals = []
+    for name in asked:
+        with pytest.raises(AdapterNotFound, match="or none that this credential may read") as told:
+            shop.fetch(name, other, source="s3")
+        refusals.append(told.value.message.replace(name, ""))
+    assert len(set(refusals)) == 1, "what is another's is not told from what is not there"
+    assert shop.fetch("private", good, source="s3") == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        (("{0}:wrong"), "SignatureDoesNotMatch"),
+        (("AKIANOBODY0000000000:{1}"), "InvalidAccessKeyId"),
+    ],
+)
+def test_a_bad_credential_is_not_saved_by_another_ones_or_by_the_servers(
+    changed: str, code: str, server: str, admin: Any, shop: Shop, adapter: Path
+) -> None:
+    upload(admin, "team/private", adapter)
+    key, secret = reader_of(server, "reader", "team")
+    check_from_now_on(server)
+    shop.store.stage(shop.fetch("private", f"{key}:{secret}", source="s3"))
+    with pytest.raises(AdapterForbidden, match=code) as told:
+        shop.fetch("private", changed.format(key, secret), source="s3")
+    assert told.value.field == "api_token"
+
+
+def test_a_session_is_a_credential_of_three_parts(
+    server: str, admin: Any, shop: Shop, adapter: Path
+) -> None:
+    upload(admin, "team/one", adapter)
+    iam, sts = client(server, service="iam"), client(server, service="sts")
+    trust = json.dumps({"Version": "2012-10-17", "Statement": []})
+    role = iam.create_role(RoleName="readers", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+    policy = reading(f"arn:aws:s3:::{BUCKET}/team/*")
+    iam.put_role_policy(RoleName="readers", PolicyName="p", PolicyDocument=policy)
+    session = sts.assume_role(RoleArn=role, RoleSessionName="reading")["Credentials"]
+    parts = [session[name] for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")]
+    check_from_now_on(server)
+    assert shop.fetch("one", ":".join(parts), source="s3") == local_digest(shop, adapter)
+    for wrong in (":".join(parts[:2]), ":".join([*parts[:2], "stale"])):
+        with pytest.raises(AdapterForbidden, match="does not accept the credential"):
+            shop.fetch("one", wrong, source="s3")
+
+
+def test_a_credential_opens_no_bucket_outside_the_roots(
+    server: str, admin: Any, shop: Shop, adapter: Path
+) -> None:
+    upload(admin, "elsewhere/one", adapter)
+    credential = ":".join(reader_of(server, "reader", "elsewhere"))
+    check_from_now_on(server)
+    with pytest.raises(AdapterForbidden, match="outside the buckets"):
+        shop.fetch(f"s3://{BUCKET}/elsewhere/one", credential, source="s3")
+
+
+@pytest.mark.parametrize(
+    "token", ["hf_canary", "canary:", ":canary", "canary:canary:", "can/ary:canary"]
+)
+def test_a_token_that_is_no_credential_is_refused_without_being_quoted(
+    token: str, shop: Shop
+) -> None:
+    with pytest.raises(ValidationError, match="ACCESS_KEY:SECRET") as refused:
+        shop.fetch("one", token, source="s3")
+    assert refused.value.field == "api_token"
+    assert "canary" not in str(refused.value) + repr(refused.value)
+
+
+def test_no_failure_of_a_callers_credential_tells_its_secret(
+    meddler: "Meddler", server: str, admin: Any, make_shop_of: Any, adapter: Path, tmp_path: Path
+) -> None:
+    upload(admin, "team/one", adapter)
+    key, secret = reader_of(server, "reader", "team")
+    check_from_now_on(server)
+    token = "".join(("can", "ary"))
+    own = f"{key}:{secret}:{token}"
+    asked = source(meddler.url, tmp_path)
+    shop = make_shop_of("s3", asked)
+    resolved = asked.resolve(AdapterKey("t:", "s3", "one"), f"{key}:{secret}")
+    told = [repr(resolved), repr(resolved.pinned), repr(s3_credential(own))]
+    refusals: list[Any] = [
+        lambda _, reply: reply[:40],
+        lambda *_: b"HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        lambda *_: b"nonsense",
+        lambda *_: b"",
+    ]
+    for refuse in refusals:
+        meddler.meddle = refuse
+        for read in (
+            lambda: shop.fetch("one", own, source="s3"),
+            lambda: asked.open(resolved, WEIGHTS),
+        ):
+            with pytest.raises(SourceUnavailable) as failed:
+                read()
+            told.append("".join(traceback.format_exception(failed.value)))
+    for told_once in told:
+        assert not any(each in told_once for each in (key, secret, token))
+
+
+def test_the_clients_of_the_credentials_used_last_are_kept_and_no_others(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_clients, "CREDENTIALS_MAX", 2)
+    kept = S3Clients(HASTE, connections_max=1, endpoint_url=server, region_name="us-east-1")
+    key = AdapterKey("t:", "s3", "one")
+    first = kept.access(key, "a:secret").client
+    kept.access(key, "b:secret")
+    assert kept.access(key, "a:secret").client is first
+    kept.access(key, "c:secret")
+    assert kept.credentials_kept == 2
+    assert kept.access(key, "a:secret").client is first
+    with pytest.raises(SourceUnavailable, match="not at hand"):
+        kept.access(key, "")
 
 
 class Meddler:

@@ -46,12 +46,14 @@ def test_the_servers_default_source_takes_what_says_nothing() -> None:
     assert directory.key_of(AdapterName("org/one"), "") == AdapterKey("", "hub", "org/one")
 
 
-def test_a_token_makes_a_hub_name_its_own_and_changes_no_other() -> None:
+def test_a_token_makes_a_remote_name_its_own_and_changes_no_other() -> None:
     mine = credential_tenant("", "hf_mine")
     asked = AdapterName("org/one", "hub")
     assert DIRECTORY.key_of(asked, "", "hf_mine") == AdapterKey(mine, "hub", "org/one")
     alias = DIRECTORY.key_of(AdapterName("friendly"), "", "hf_mine")
     assert alias == AdapterKey(mine, "hub", "org/one", "v1")
+    in_s3 = DIRECTORY.key_of(AdapterName("s3://bucket/one"), "", "hf_mine")
+    assert in_s3 == AdapterKey(mine, "s3", "s3://bucket/one")
     local = DIRECTORY.key_of(AdapterName("org/one", "local"), "", "hf_mine")
     assert local == AdapterKey("", "local", "org/one")
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from adex_kernels.layout import Group, LinearShape, ModelShape, Module
-from adex_proto.adapter import Tier
+from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import (
     ProtocolViolation,
     SourceUnavailable,
+    ValidationError,
 )
 from adex_worker.adapters import device_tier
 from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
@@ -137,6 +138,12 @@ def test_commands_for_a_tier_the_adapter_is_not_in_are_violations(world: Any) ->
         world.store.evict(digest, Tier.ABSENT)
     with pytest.raises(SourceUnavailable):
         world.store.stage("0" * 64)
+
+
+def test_a_source_that_is_not_served_is_named_with_those_that_are(world: Any) -> None:
+    with pytest.raises(ValidationError, match="`adapter_source` 's3' is not served") as refused:
+        world.store.fetch(AdapterKey("", "s3", "s3://bucket/x"))
+    assert refused.value.remedy == "Send one of: local"
 
 
 def test_host_memory_is_never_exceeded(make_world: Any) -> None:

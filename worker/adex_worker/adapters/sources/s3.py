@@ -1,8 +1,9 @@
-"""Adapters below allowed prefixes of S3 buckets, read with the server's own credentials.
+"""Adapters below allowed prefixes of S3 buckets, read with the server's or the caller's rights.
 
-Endpoint, region and credentials are whatever boto3 finds around it. Both files are described
-before either is read; every range is asked for by the ETag (and version) that was seen then, and
-both are described again afterwards, so that a new upload never mixes with an old one.
+A caller with a credential of its own is let in by S3 alone, at each `resolve`; one without is
+served with the server's. Both files are described before either is read; every range is asked for
+by the ETag (and version) that was seen then, and both are described again afterwards, so that a new
+upload never mixes with an old one.
 """
 
 import hashlib
@@ -14,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from boto3.session import Session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from adex_proto.adapter import AdapterKey
@@ -40,6 +39,7 @@ from adex_worker.adapters.sources.s3_answers import (
     object_of,
     translated,
 )
+from adex_worker.adapters.sources.s3_clients import Access, S3Clients
 from adex_worker.adapters.sources.source import Resolved, SourceFile
 from adex_worker.adapters.sources.transfer import (
     PassingFailureError,
@@ -53,6 +53,7 @@ from adex_worker.adapters.sources.transfer import (
 
 _PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 8
+CONNECTIONS_MAX = 2 * _PARTS_AT_ONCE
 _ALTERED = "the bytes that came are not those in the bucket"
 _CHUNK_BYTES = 1 << 20
 
@@ -60,13 +61,15 @@ _CHUNK_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class _Pinned:
     place: S3Place
+    access: Access
     objects: Mapping[str, S3Object]
 
 
 class S3Source:
     """Prefixes below `roots`; a relative name is looked for below each, in their order.
 
-    `scratch` is where downloads lie until they are verified. `client` replaces boto3's own.
+    `scratch` is where downloads lie until they are verified. `clients` are boto3's, and ask the
+    endpoint that boto3 finds unless they are given.
     """
 
     def __init__(
@@ -75,17 +78,16 @@ class S3Source:
         scratch: Path,
         *,
         patience: Patience | None = None,
-        client: Any = None,
+        clients: S3Clients | None = None,
     ) -> None:
         self._roots = tuple(roots)
         self._scratch = scratch
         self._patience = patience or Patience()
-        self._client = client or _client(self._patience)
+        self._clients = clients or S3Clients(self._patience, connections_max=CONNECTIONS_MAX)
         self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE, "adex-s3-part")
 
     def resolve(self, key: AdapterKey, credential: str = "") -> Resolved:
-        """The server's own credentials read every root, so the caller's are not looked at."""
-        del credential
+        access = self._clients.access(key, credential)
         if key.revision:
             raise ValidationError(
                 f"`revision` {key.revision[:100]!r} cannot be chosen for an adapter in S3",
@@ -93,15 +95,14 @@ class S3Source:
                 remedy="Leave the revision out, or give each version a prefix of its own",
             )
         for place in s3_candidates(key.name, self._roots):
-            objects = self._describe_both(place)
+            objects = self._describe_both(place, access)
             if objects is not None:
                 files = tuple(SourceFile(name, each.bytes) for name, each in objects.items())
                 location = f"s3://{place.bucket}/{place.prefix}"
-                return Resolved(
-                    key, location, files, _stamp(place, objects), _Pinned(place, objects)
-                )
+                pinned = _Pinned(place, access, objects)
+                return Resolved(key, location, files, _stamp(place, objects), pinned)
         raise AdapterNotFound(
-            f"no adapter in S3 at {key.name[:200]!r}",
+            f"no adapter in S3 at {key.name[:200]!r}{_or_hidden(access)}",
             field="adapter_id",
             remedy=f"{S3_REMEDY}, that holds {CONFIG_FILE}",
         )
@@ -112,7 +113,7 @@ class S3Source:
         wanted = pinned.objects[name]
         room = scratch_file(self._scratch)
         try:
-            patiently(lambda: self._download(pinned.place, wanted, room), self._patience, S3)
+            patiently(lambda: self._download(pinned, wanted, room), self._patience, S3)
         except BaseException:
             room.close()
             raise
@@ -121,33 +122,34 @@ class S3Source:
     def unchanged(self, resolved: Resolved) -> bool:
         pinned = resolved.pinned
         assert isinstance(pinned, _Pinned), "resolved by another source"
-        objects = self._describe_both(pinned.place)
+        objects = self._describe_both(pinned.place, pinned.access)
         return objects is not None and _stamp(pinned.place, objects) == resolved.stamp
 
     # What is there.
 
-    def _describe_both(self, place: S3Place) -> Mapping[str, S3Object] | None:
+    def _describe_both(self, place: S3Place, access: Access) -> Mapping[str, S3Object] | None:
         """Both objects below the place, None where there is no config."""
-        config = self._describe(place, CONFIG_FILE)
+        config = self._describe(place, CONFIG_FILE, access)
         if config is None:
             return None
-        weights = self._describe(place, WEIGHTS_FILE)
+        weights = self._describe(place, WEIGHTS_FILE, access)
         if weights is None:
-            self._refuse_without_weights(place)
+            self._refuse_without_weights(place, access)
         return {CONFIG_FILE: config, WEIGHTS_FILE: weights}
 
-    def _describe(self, place: S3Place, name: str) -> S3Object | None:
+    def _describe(self, place: S3Place, name: str, access: Access) -> S3Object | None:
         key = place.key(name)
 
         def ask() -> S3Object | None:
             try:
-                told = self._client.head_object(
+                told = access.client.head_object(
                     Bucket=place.bucket, Key=key, ChecksumMode="ENABLED"
                 )
             except ClientError as error:
-                failure = translated(self._explained(error, place, key), place)
+                told_why = _explained(error, place, key, access)
+                failure = translated(told_why, place, callers=access.callers)
             except (BotoCoreError, OSError) as error:
-                failure = translated(error, place)
+                failure = translated(error, place, callers=access.callers)
             else:
                 return object_of(key, told)
             if failure is None:
@@ -156,22 +158,10 @@ class S3Source:
 
         return patiently(ask, self._patience, S3)
 
-    def _explained(self, error: ClientError, place: S3Place, key: str) -> ClientError:
-        """The error with S3's own code: a refused HEAD has no body that could name it."""
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 403:
-            return error
-        try:
-            self._client.get_object(Bucket=place.bucket, Key=key, Range="bytes=0-0")
-        except ClientError as explained:
-            return explained
-        except (BotoCoreError, OSError):
-            return error
-        return error
-
-    def _refuse_without_weights(self, place: S3Place) -> NoReturn:
+    def _refuse_without_weights(self, place: S3Place, access: Access) -> NoReturn:
         shown = repr(f"s3://{place.bucket}/{place.prefix}")
         for pickle in PICKLES:
-            if self._describe(place, pickle) is not None:
+            if self._describe(place, pickle, access) is not None:
                 raise AdapterUnsupported(
                     f"adapter {shown} has `{pickle}` but no `{WEIGHTS_FILE}`;"
                     " pickled weights can run code when read and are not served",
@@ -179,18 +169,18 @@ class S3Source:
                     remedy=PICKLE_REMEDY,
                 )
         raise AdapterMalformed(
-            f"adapter {shown} has no `{WEIGHTS_FILE}`",
+            f"adapter {shown} has no `{WEIGHTS_FILE}`{_or_hidden(access)}",
             field=WEIGHTS_FILE,
             remedy=f"Upload {CONFIG_FILE} and {WEIGHTS_FILE}, as save_pretrained writes them",
         )
 
     # Its bytes.
 
-    def _download(self, place: S3Place, wanted: S3Object, room: io.FileIO) -> None:
+    def _download(self, pinned: _Pinned, wanted: S3Object, room: io.FileIO) -> None:
         """All parts beside each other, then the whole verified."""
         deadline_s = self._patience.deadline_s(wanted.bytes)
         starts = range(0, wanted.bytes, _PART_BYTES)
-        fetch = partial(self._fetch_part, place, wanted, room, deadline_s)
+        fetch = partial(self._fetch_part, pinned, wanted, room, deadline_s)
         if len(starts) == 1:
             fetch(0)
         else:
@@ -204,10 +194,10 @@ class S3Source:
                 for part in parts:
                     if not part.cancelled():
                         part.exception()
-        self._verify(place, wanted, room)
+        _verify(pinned, wanted, room)
 
     def _fetch_part(
-        self, place: S3Place, wanted: S3Object, room: io.FileIO, deadline_s: float, start: int
+        self, pinned: _Pinned, wanted: S3Object, room: io.FileIO, deadline_s: float, start: int
     ) -> None:
         stop = min(start + _PART_BYTES, wanted.bytes)
         reached = start
@@ -215,97 +205,12 @@ class S3Source:
         def go_on() -> None:
             nonlocal reached
             try:
-                reached = self._fetch_range(place, wanted, room, deadline_s, reached, stop)
+                reached = _fetch_range(pinned, wanted, room, deadline_s, reached, stop)
             except _CutShortError as cut:
                 reached = cut.reached
                 raise PassingFailureError("the download was cut short") from None
 
         patiently(go_on, self._patience, S3)
-
-    def _fetch_range(
-        self,
-        place: S3Place,
-        wanted: S3Object,
-        room: io.FileIO,
-        deadline_s: float,
-        start: int,
-        stop: int,
-    ) -> int:
-        """Bytes [start, stop) of the object into the file. Returns: `stop`."""
-        asked = {"VersionId": wanted.version} if wanted.version else {}
-        at = start
-        try:
-            told = self._client.get_object(
-                Bucket=place.bucket,
-                Key=wanted.key,
-                IfMatch=f'"{wanted.etag}"',
-                Range=f"bytes={start}-{stop - 1}",
-                **asked,
-            )
-            if told.get("ETag", "").strip('"') != wanted.etag:
-                raise changed(wanted)
-            for chunk in told["Body"].iter_chunks(_CHUNK_BYTES):
-                if at + len(chunk) > stop:
-                    raise PassingFailureError("more bytes came than were asked for")
-                write_whole(room, chunk, at)
-                at += len(chunk)
-                if time.monotonic() > deadline_s:
-                    raise unavailable(S3, "the download was too slow")
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
-                failure: AdexError | PassingFailureError | None = changed(wanted)
-            else:
-                failure = translated(error, place)
-            raise failure or changed(wanted) from None
-        except FlexibleChecksumError:
-            raise PassingFailureError(_ALTERED) from None
-        except (BotoCoreError, OSError):
-            raise _CutShortError(at) from None
-        if at < stop:
-            raise _CutShortError(at)
-        return at
-
-    def _verify(self, place: S3Place, wanted: S3Object, room: io.FileIO) -> None:
-        room.seek(0)
-        for kind, expected in wanted.checksums:
-            if checksum_of(room, CHECKSUMS[kind]()) != expected:
-                raise PassingFailureError(_ALTERED)
-        if wanted.checksums or wanted.encrypted:
-            return
-        if re.fullmatch(r"[0-9a-f]{32}", wanted.etag):
-            told = checksum_of(room, hashlib.md5(usedforsecurity=False))
-            if told != wanted.etag:
-                raise PassingFailureError(_ALTERED)
-        elif match := re.fullmatch(r"[0-9a-f]{32}-([0-9]{1,5})", wanted.etag):
-            self._verify_parts(place, wanted, room, int(match[1]))
-
-    def _verify_parts(self, place: S3Place, wanted: S3Object, room: io.FileIO, parts: int) -> None:
-        """An object uploaded in parts has the checksum of its parts' checksums.
-
-        Uploads in parts of different sizes cannot be told apart from damage, so only the common
-        ones are verified: all parts but the last as large as the first.
-        """
-        try:
-            first = self._client.head_object(
-                Bucket=place.bucket, Key=wanted.key, PartNumber=1, IfMatch=f'"{wanted.etag}"'
-            )
-        except (BotoCoreError, ClientError, OSError):
-            return
-        size = int(first.get("ContentLength", 0))
-        if size <= 0 or -(-wanted.bytes // size) != parts:
-            return
-        whole = hashlib.md5(usedforsecurity=False)
-        room.seek(0)
-        for start in range(0, wanted.bytes, size):
-            part = hashlib.md5(usedforsecurity=False)
-            left = min(size, wanted.bytes - start)
-            while left and (chunk := room.read(min(left, _CHUNK_BYTES))):
-                part.update(chunk)
-                left -= len(chunk)
-            whole.update(part.digest())
-        room.seek(0)
-        if f"{whole.hexdigest()}-{parts}" != wanted.etag:
-            raise PassingFailureError(_ALTERED)
 
 
 class _CutShortError(Exception):
@@ -316,18 +221,109 @@ class _CutShortError(Exception):
         self.reached = reached
 
 
-def _client(patience: Patience) -> Any:
-    return Session().client(
-        "s3",
-        config=Config(
-            connect_timeout=patience.connect_s,
-            read_timeout=patience.read_s,
-            # Tries are counted here, where a broken download can go on instead of starting anew.
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=2 * _PARTS_AT_ONCE,
-            user_agent_extra="adex",
-        ),
-    )
+def _fetch_range(
+    pinned: _Pinned,
+    wanted: S3Object,
+    room: io.FileIO,
+    deadline_s: float,
+    start: int,
+    stop: int,
+) -> int:
+    """Bytes [start, stop) of the object into the file. Returns: `stop`."""
+    asked = {"VersionId": wanted.version} if wanted.version else {}
+    at = start
+    try:
+        told = pinned.access.client.get_object(
+            Bucket=pinned.place.bucket,
+            Key=wanted.key,
+            IfMatch=f'"{wanted.etag}"',
+            Range=f"bytes={start}-{stop - 1}",
+            **asked,
+        )
+        if told.get("ETag", "").strip('"') != wanted.etag:
+            raise changed(wanted)
+        for chunk in told["Body"].iter_chunks(_CHUNK_BYTES):
+            if at + len(chunk) > stop:
+                raise PassingFailureError("more bytes came than were asked for")
+            write_whole(room, chunk, at)
+            at += len(chunk)
+            if time.monotonic() > deadline_s:
+                raise unavailable(S3, "the download was too slow")
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
+            failure: AdexError | PassingFailureError | None = changed(wanted)
+        else:
+            failure = translated(error, pinned.place, callers=pinned.access.callers)
+        raise failure or changed(wanted) from None
+    except FlexibleChecksumError:
+        raise PassingFailureError(_ALTERED) from None
+    except (BotoCoreError, OSError):
+        raise _CutShortError(at) from None
+    if at < stop:
+        raise _CutShortError(at)
+    return at
+
+
+def _verify(pinned: _Pinned, wanted: S3Object, room: io.FileIO) -> None:
+    room.seek(0)
+    for kind, expected in wanted.checksums:
+        if checksum_of(room, CHECKSUMS[kind]()) != expected:
+            raise PassingFailureError(_ALTERED)
+    if wanted.checksums or wanted.encrypted:
+        return
+    if re.fullmatch(r"[0-9a-f]{32}", wanted.etag):
+        told = checksum_of(room, hashlib.md5(usedforsecurity=False))
+        if told != wanted.etag:
+            raise PassingFailureError(_ALTERED)
+    elif match := re.fullmatch(r"[0-9a-f]{32}-([0-9]{1,5})", wanted.etag):
+        _verify_parts(pinned, wanted, room, int(match[1]))
+
+
+def _verify_parts(pinned: _Pinned, wanted: S3Object, room: io.FileIO, parts: int) -> None:
+    """An object uploaded in parts has the checksum of its parts' checksums.
+
+    Uploads in parts of different sizes cannot be told apart from damage, so only the common
+    ones are verified: all parts but the last as large as the first.
+    """
+    try:
+        first = pinned.access.client.head_object(
+            Bucket=pinned.place.bucket, Key=wanted.key, PartNumber=1, IfMatch=f'"{wanted.etag}"'
+        )
+    except (BotoCoreError, ClientError, OSError):
+        return
+    size = int(first.get("ContentLength", 0))
+    if size <= 0 or -(-wanted.bytes // size) != parts:
+        return
+    whole = hashlib.md5(usedforsecurity=False)
+    room.seek(0)
+    for start in range(0, wanted.bytes, size):
+        part = hashlib.md5(usedforsecurity=False)
+        left = min(size, wanted.bytes - start)
+        while left and (chunk := room.read(min(left, _CHUNK_BYTES))):
+            part.update(chunk)
+            left -= len(chunk)
+        whole.update(part.digest())
+    room.seek(0)
+    if f"{whole.hexdigest()}-{parts}" != wanted.etag:
+        raise PassingFailureError(_ALTERED)
+
+
+def _explained(error: ClientError, place: S3Place, key: str, access: Access) -> ClientError:
+    """The error with S3's own code: a refused HEAD has no body that could name it."""
+    if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") not in (400, 403):
+        return error
+    try:
+        access.client.get_object(Bucket=place.bucket, Key=key, Range="bytes=0-0")
+    except ClientError as explained:
+        return explained
+    except (BotoCoreError, OSError):
+        return error
+    return error
+
+
+def _or_hidden(access: Access) -> str:
+    """What to add where S3 does not tell its caller what is missing from what is another's."""
+    return ", or none that this credential may read" if access.callers else ""
 
 
 def _stamp(place: S3Place, objects: Mapping[str, S3Object]) -> tuple[object, ...]:

@@ -16,11 +16,12 @@ from adex_worker.adapters.sources.transfer import PassingFailureError, unavailab
 S3 = "S3"
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MISSING = frozenset({"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion", "404"})
-# The server's own credentials are at fault, which no caller can mend.
-_OURS = frozenset(
+# The credential itself is at fault, whatever it was used for.
+_CREDENTIAL = frozenset(
     {"ExpiredToken", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidToken"}
-    | {"RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired"}
+    | {"SignatureDoesNotMatch", "TokenRefreshRequired"}
 )
+_CLOCK = "RequestTimeTooSkewed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,14 @@ def _hexadecimal(text: str) -> str:
     return binascii.a2b_base64(text).hex()
 
 
-def translated(error: Exception, place: S3Place) -> AdexError | PassingFailureError | None:
-    """What went wrong, in our words; None where the object is not there."""
+def translated(
+    error: Exception, place: S3Place, *, callers: bool
+) -> AdexError | PassingFailureError | None:
+    """What went wrong, in our words; None where the object is not there.
+
+    `callers` says that the credential is the caller's own. Then what it may not read is not there,
+    and what S3 says of the credential itself is the caller's to mend.
+    """
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return _ours("it has no AWS credentials")
     if not isinstance(error, ClientError):
@@ -86,8 +93,16 @@ def translated(error: Exception, place: S3Place) -> AdexError | PassingFailureEr
     status = int(metadata.get("HTTPStatusCode", 0))
     if code in _MISSING or status == 404:
         return None
-    if code in _OURS:
+    if code == _CLOCK or (code in _CREDENTIAL and not callers):
         return _ours(f"S3 says {code}")
+    if code in _CREDENTIAL:
+        return AdapterForbidden(
+            f"S3 does not accept the credential in `api_token`: it says {code}",
+            field="api_token",
+            remedy="Send a valid ACCESS_KEY:SECRET, with the session's token if it is temporary",
+        )
+    if status in (401, 403) and callers:
+        return None
     if status in (401, 403):
         return AdapterForbidden(
             f"this server's credentials may not read the S3 bucket {place.bucket!r} there",
@@ -110,7 +125,7 @@ def _ours(why: str) -> SourceUnavailable:
     return SourceUnavailable(
         f"this server cannot read S3: {why}",
         field="adapter_source",
-        remedy="Give the worker valid AWS credentials",
+        remedy="Give the worker valid AWS credentials, or send some as `api_token`",
         retry_after_s=30.0,
     )
 
