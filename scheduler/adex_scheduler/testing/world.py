@@ -7,12 +7,13 @@ yielded alone, and each thing an operator asks must be answered exactly once.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdapterMalformed, AdexError
-from adex_proto.outcome import AdapterEvent, Evicted, Fetched, Moved, StepOutcome
+from adex_proto.outcome import AdapterEvent, Evicted, Fetched, Moved, StepOutcome, WorkerInfo
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.events import (
     Arrived,
@@ -100,12 +101,13 @@ class World:
         adapters: int = 6,
         mishaps: Mishaps | None = None,
         limits: Limits | None = None,
+        worker_of: Callable[[WorkerInfo], FakeWorker] = FakeWorker,
         **info_changes: int,
     ) -> None:
         self.chance = Random(seed)  # noqa: S311 - a seed must repeat the world
         self.mishaps = mishaps or Mishaps()
         info = worker_info(**(self._random_info() | info_changes))
-        self.worker = FakeWorker(info)
+        self.worker = worker_of(info)
         self.limits = limits or self._random_limits()
         self.core = SchedulerCore(info, self.limits)
         self.up: deque[StepOutcome | AdapterEvent] = deque()
@@ -376,15 +378,20 @@ class World:
         return self.chance.choice(living) if living else None
 
     def _publish(self, key: AdapterKey) -> None:
-        self._versions += 1
-        size = self.chance.choice([100, 100, 300, 700, 1500])
-        digest = f"{self._versions:04x}"
-        self.worker.published[key] = AdapterVersion(digest, size, 8, 4)
+        version = self.new_version(key)
+        self.worker.published[key] = version
+        digest = version.digest
         # A name may be understood as it was a while ago; in what follows any version will do.
         self._meanings.setdefault(key, []).append(digest)
         for request in self.requests.values():
             if request.key == key and not request.over:
                 request.meanings.append(digest)
+
+    def new_version(self, key: AdapterKey) -> AdapterVersion:
+        """What the name comes to mean next."""
+        self._versions += 1
+        size = self.chance.choice([100, 100, 300, 700, 1500])
+        return AdapterVersion(f"{self._versions:04x}", size, 8, 4)
 
     def _stuck(self) -> str:
         living = [n for n, request in self.requests.items() if not request.over]

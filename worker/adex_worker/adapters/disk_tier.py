@@ -86,6 +86,7 @@ class DiskTier:
         cannot be written; nothing is left behind then.
         """
         front = encode_front(header)
+        published = False
         try:
             self._make_folder()
             with self._partial(header.version.digest) as (number, path):
@@ -93,8 +94,13 @@ class DiskTier:
                 _write_all(number, byte_view(elements))
                 os.fsync(number)
                 os.replace(path, self._path(header.version.digest))
+                published = True
             self._sync_folder()
         except OSError as error:
+            if published:
+                # Whoever is told of a failure does not count the bundle.
+                with suppress(OSError):
+                    self.remove(header.version.digest)
             raise self._unwritable(header, error) from error
 
     def read(

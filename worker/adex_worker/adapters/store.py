@@ -31,6 +31,7 @@ from adex_worker.adapters.format import CheckedAdapter, Limits, read_adapter
 from adex_worker.adapters.host_tier import HostCopy, HostTier
 from adex_worker.adapters.key_memory import KeyMemory
 from adex_worker.adapters.keyed_locks import KeyedLocks
+from adex_worker.adapters.leave import Leave
 from adex_worker.adapters.sources.local import LocalSource
 from adex_worker.adapters.sources.source import Source
 
@@ -75,11 +76,14 @@ class AdapterStore:
         self._packing = threading.BoundedSemaphore(PACKING_MAX)
         self._memory = KeyMemory(KEYS_REMEMBERED_MAX)
 
-    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
+    def fetch(
+        self, key: AdapterKey, credential: str = "", leave: Leave | None = None
+    ) -> AdapterVersion:
         """What `key` means now to the holder of `credential`, with its bundle on disk.
 
         The source is asked first, every time: what is known or kept here answers nobody whom the
-        source would refuse. Callers with different credentials then share one download.
+        source would refuse. Callers with different credentials then share one download. Nothing is
+        kept once `leave` is withdrawn.
 
         Raises any adapter error of adex_proto.errors, each naming what to change.
         """
@@ -90,7 +94,8 @@ class AdapterStore:
             if known is not None and self._disk.has(known.digest):
                 return known
             try:
-                version = self._convert(read_adapter(source, resolved, self._limits))
+                adapter = read_adapter(source, resolved, self._limits)
+                version = self._convert(adapter, leave or Leave())
             except (AdapterForbidden, AdapterNotFound):
                 # What was refused is this caller, not these files.
                 raise
@@ -109,11 +114,7 @@ class AdapterStore:
         """
         if self._stage_from_disk(digest):
             return
-        key = self._memory.key_of(digest)
-        if key is not None and key.credentialed:
-            # The credential it was resolved with is not kept: its holder must ask again.
-            key = None
-        if key is None or self.fetch(key).digest != digest or not self._stage_from_disk(digest):
+        if not (self._convert_again(digest) and self._stage_from_disk(digest)):
             raise SourceUnavailable(
                 f"the bundle of adapter {digest} is missing or was damaged, and is removed",
                 field="digest",
@@ -168,7 +169,21 @@ class AdapterStore:
             )
         return source
 
-    def _convert(self, adapter: CheckedAdapter) -> AdapterVersion:
+    def _convert_again(self, digest: str) -> bool:
+        """Whether the bundle is on disk again, from the key it came from if that means the same."""
+        key = self._memory.key_of(digest)
+        if key is None or key.credentialed:
+            # The credential it was resolved with is not kept: its holder must ask again.
+            return False
+        source = self._source(key)
+        adapter = read_adapter(source, source.resolve(key), self._limits)
+        if adapter.version.digest != digest:
+            # Nobody has asked for what the key means now, so nobody would know of its bundle.
+            return False
+        self._convert(adapter, Leave())
+        return True
+
+    def _convert(self, adapter: CheckedAdapter, leave: Leave) -> AdapterVersion:
         """Pack the adapter and keep its bundle, unless the same content is already kept."""
         digest = adapter.version.digest
         with self._locks.hold(digest):
@@ -184,7 +199,8 @@ class AdapterStore:
                 adapter.ranks,
                 checksum_of(elements),
             )
-            self._disk.write(header, elements)
+            with leave.deed():
+                self._disk.write(header, elements)
             return adapter.version
 
     def _stage_from_disk(self, digest: str) -> bool:

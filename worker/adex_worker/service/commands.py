@@ -28,6 +28,7 @@ from adex_proto.outcome import (
     MoveFailed,
 )
 from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Stage
+from adex_worker.adapters.leave import Leave
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ _NICE = 10
 class Store(Protocol):
     """The adapters' bytes. Every method blocks, and may be called on any thread."""
 
-    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion: ...
+    def fetch(
+        self, key: AdapterKey, credential: str = "", leave: Leave | None = None
+    ) -> AdapterVersion: ...
     def stage(self, digest: str) -> object: ...
     def page_in(self, digest: str, slot: int, first_page: int, pages: int) -> object: ...
     def evict(self, digest: str, tier: Tier) -> object: ...
@@ -90,14 +93,14 @@ class CommandPools:
             for kind, threads in _THREADS.items()
         }
 
-    async def execute(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
-        """Carry out one command, unless `dropped` is set before its turn comes.
+    async def execute(self, command: AdapterCommand, leave: Leave) -> AdapterEvent:
+        """Carry out one command, unless `leave` is withdrawn before it changes anything.
 
         Returns: its answer; a failure is an answer too.
         """
         try:
             result = await asyncio.get_running_loop().run_in_executor(
-                self._pools[type(command)], self._perform, command, dropped
+                self._pools[type(command)], self._perform, command, leave
             )
         except AdexError as error:
             _LOG.info("%s: %s", _described(command), error.code)
@@ -113,12 +116,12 @@ class CommandPools:
         with self._counting:
             return tuple(self._counts.values())
 
-    def _perform(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
+    def _perform(self, command: AdapterCommand, leave: Leave) -> AdapterEvent:
         """Blocks; called on the pool's threads."""
         began_s = time.monotonic()
         self._count(command, taken=1)
         try:
-            event = self._carry_out(command, dropped)
+            event = self._carry_out(command, leave)
         except BaseException:
             self._count(command, failed=1, seconds=time.monotonic() - began_s)
             raise
@@ -144,12 +147,15 @@ class CommandPools:
                 old.seconds + seconds,
             )
 
-    def _carry_out(self, command: AdapterCommand, dropped: threading.Event) -> AdapterEvent:
-        if dropped.is_set():
-            raise ServerError("the stream that asked for this has ended")
+    def _carry_out(self, command: AdapterCommand, leave: Leave) -> AdapterEvent:
+        if isinstance(command, Fetch):
+            # The wait for its source is no deed yet; nobody waits for it when a stream ends.
+            return Fetched(command.key, self.store.fetch(command.key, command.credential, leave))
+        with leave.deed():
+            return self._move(command)
+
+    def _move(self, command: Stage | PageIn | Evict) -> AdapterEvent:
         match command:
-            case Fetch(key, credential):
-                return Fetched(key, self.store.fetch(key, credential))
             case Stage(digest):
                 self.store.stage(digest)
                 return Moved(digest, Tier.HOST)
@@ -174,7 +180,7 @@ class Commands:
         self._answer = answer
         self._under_way: dict[asyncio.Task[None], AdapterCommand] = {}
         self._last_by_digest: dict[str, asyncio.Task[None]] = {}
-        self._dropped = threading.Event()
+        self._leave = Leave()
 
     def submit(self, command: AdapterCommand) -> None:
         """Start a command, after the last one on its digest.
@@ -192,21 +198,17 @@ class Commands:
         task.add_done_callback(lambda done: self._forget(done, digest))
 
     async def settle(self) -> None:
-        """Drop what has not begun and wait for all that touches host or device memory.
+        """Drop what has not begun and wait for all that changes a tier.
 
-        Downloads are left to end on their own: they change nothing but the disk, where a later
-        fetch of the same key finds what they left.
+        Downloads are left to end on their own, and keep nothing: what a worker says it holds when a
+        stream opens is all it holds until that stream's commands change it.
         """
-        self._dropped.set()
-        short = [
-            task for task, command in self._under_way.items() if not isinstance(command, Fetch)
-        ]
-        await asyncio.gather(*short, return_exceptions=True)
+        await asyncio.to_thread(self._leave.withdraw)
 
     async def _carry_out(self, command: AdapterCommand, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
-        self._answer(await self._pools.execute(command, self._dropped))
+        self._answer(await self._pools.execute(command, self._leave))
 
     def _forget(self, task: asyncio.Task[None], digest: str | None) -> None:
         del self._under_way[task]

@@ -18,6 +18,7 @@ from adex_proto.outcome import (
     MoveFailed,
 )
 from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Stage
+from adex_worker.adapters.leave import Leave
 from adex_worker.service import commands as commands_module
 from adex_worker.service.commands import CommandPools, Commands
 
@@ -40,7 +41,9 @@ class FakeStore:
         if name in self.failures:
             raise self.failures[name]
 
-    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
+    def fetch(
+        self, key: AdapterKey, credential: str = "", leave: Leave | None = None
+    ) -> AdapterVersion:
         self._do("fetch", key.name)
         return VERSION
 

@@ -31,6 +31,7 @@ from adex_proto.outcome import Heartbeat, Held, Hello, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
 from adex_proto.sampling_codec import grammar_to_wire
 from adex_proto.v1.worker_pb2_grpc import WorkerStub
+from adex_worker.adapters.leave import Leave
 from adex_worker.grammar.compiler import GrammarCompiler
 from adex_worker.run.steps import StepThread
 from adex_worker.service import session as session_module
@@ -59,7 +60,9 @@ class Backstage:
     def forget_all(self) -> None:
         self.log.append("forget")
 
-    def fetch(self, key: AdapterKey, credential: str = "") -> AdapterVersion:
+    def fetch(
+        self, key: AdapterKey, credential: str = "", leave: Leave | None = None
+    ) -> AdapterVersion:
         raise NotImplementedError
 
     def stage(self, digest: str) -> None:
