@@ -30,8 +30,7 @@ ADAPTER_NAME_CHARACTERS_MAX = 512
 SOURCES = ("local", "hub", "s3", "pbase")
 # What others call the same source.
 SOURCE_NAMES = {name: name for name in SOURCES} | {"hf": "hub", "huggingface": "hub"}
-# The token of a temporary session in AWS has a few thousand characters.
-CREDENTIAL_CHARACTERS_MAX = 8192
+CREDENTIAL_CHARACTERS_MAX = 8192  # AWS gives sessions tokens of a few thousand
 # What an unbounded number of new tokens is checked as, before the context's end is known.
 NEW_TOKENS_MAX = COUNT_MAX
 
