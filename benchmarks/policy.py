@@ -246,7 +246,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     if not options.only or "cache" in options.only:
         for trace in CACHE_TRACES:
             for share in CACHE_SHARES if trace[1] == 1_000 else CACHE_SHARES[:1]:
-                for seed in range(options.seeds if trace[1] == 1_000 else min(options.seeds, 2)):
+                for seed in range(min(options.cache_seeds, options.seeds)):
                     add("cache", cached.hexdigest(), *trace, share, seed)
                     add("core", cached.hexdigest() + fingerprint(core), *trace, share, seed)
     return found
@@ -255,6 +255,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cache-seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="groups of the grid, or `cache`")
     default_root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "adex" / "policy"

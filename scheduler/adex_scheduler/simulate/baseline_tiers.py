@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.outcome import Fetched, Held, Moved, WorkerInfo
-from adex_proto.plan import AdapterCommand, Fetch, PageIn, Stage
+from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Stage
 
 FETCHES_MAX = 32
 STAGES_MAX = 8
@@ -130,6 +130,8 @@ class BaselineTiers:
         }
         self.resident: dict[str, Record] = {}
         self.device_bytes = 0
+        self.gone: list[AdapterCommand] = []
+        """Evictions from disk that the worker has not been told of yet."""
         self._host = _Shelf(info.host_bytes, victim)
         self._disk = _Shelf(info.disk_bytes, victim)
         self._victim = victim
@@ -169,6 +171,7 @@ class BaselineTiers:
             return None
         for victim in leaving:
             victim.disk = Copy.NONE
+            self.gone.append(Evict(victim.name, Tier.DISK))
         record.disk = Copy.COMING
         self._disk.add(record)
         self._moving[Tier.DISK] += 1

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adex_proto.outcome import Fetched, Moved, StepOutcome
+from adex_proto.outcome import Evicted, Fetched, Moved, StepOutcome
 from adex_proto.plan import AdapterCommand, NewSequence, Span, StepPlan
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.events import Arrived, Event, Ticked, WorkerReady
@@ -110,7 +110,7 @@ class Baseline:
                 self._arrive(event, now)
             case StepOutcome():
                 self._take_outcome(event, out)
-            case Ticked():
+            case Ticked() | Evicted():
                 pass
             case Fetched() | Moved():
                 self._tiers.on_event(event)
@@ -169,7 +169,8 @@ class Baseline:
             self._turn(draft, now)
         if self._waiting:
             self._walk(draft, now)
-        out += [Send(command) for command in draft.commands]
+        out += [Send(command) for command in (*self._tiers.gone, *draft.commands)]
+        self._tiers.gone.clear()
         if draft.spans:
             finished, self._finished = tuple(self._finished), []
             plan = StepPlan(self._step, tuple(draft.arrived), tuple(draft.spans), finished)

@@ -163,12 +163,12 @@ def _shapes(probe: Probe, residents: int) -> Iterator[tuple[int, int, int]]:
     pages = info.pages - info.pages // 2
     most = min(info.step_sequences_max, 256)
     batches = [count for count in (1, 4, 16, 64, 256, 2, 8, 32, 128) if count <= most]
-    for share in (1.0, 0.0, 0.5):
-        for prompt in (16, 256, 64, 1024):
-            for sequences in batches:
-                blocks = -(-(prompt + 8) // info.block_tokens) * sequences
-                if prompt + 8 > info.positions_max or blocks > pages or sequences * prompt > 4096:
-                    continue
+    for prompt in (16, 256, 64, 1024):
+        for sequences in batches:
+            blocks = -(-(prompt + 8) // info.block_tokens) * sequences
+            if prompt + 8 > info.positions_max or blocks > pages or sequences * prompt > 2048:
+                continue
+            for share in (1.0, 0.0, 0.5):
                 yield sequences, prompt, min(round(share * sequences), residents)
 
 

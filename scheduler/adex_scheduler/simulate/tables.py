@@ -96,10 +96,17 @@ def plot(answers: Sequence[Answer], path: Path) -> None:
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
         if not by_memory:
+            counts = sorted({one.question.adapters for one in answers})
             axes.set_xscale("log")
-    left.set_ylim(bottom=0)
+            axes.set_xticks(counts, [str(count) for count in counts])
+            axes.minorticks_off()
+    left.set_ylim(0, 1.1 * max(one.figures.requests_per_s for one in answers))
     left.set_ylabel("requests per second")
-    right.set_yscale("log")
+    waited = [one.figures.ttft_p99_s for one in answers]
+    if max(waited) > 10 * min(waited):
+        right.set_yscale("log")
+    else:
+        right.set_ylim(0, 1100 * max(waited))
     right.set_ylabel("p99 TTFT, milliseconds")
     figure.suptitle(f"Simulated: {answers[0].question.machine.name}")
     figure.savefig(path, dpi=120)

@@ -71,6 +71,13 @@ def test_remote_adapters_are_fetched_once() -> None:
     assert figures.fetches == len({one.adapter for one in TRACE})
 
 
+@pytest.mark.parametrize("name", ["adex", "async-lru"])
+def test_what_left_a_small_disk_is_fetched_again(name: str) -> None:
+    disk = replace(SMALL, memory=replace(SMALL.memory, host_bytes=8e9, disk_bytes=9e9))
+    figures = simulate(name, disk, TRACE, remote=True).figures()
+    assert figures.fetches > len({one.adapter for one in TRACE})
+
+
 def test_a_lonely_request_takes_what_the_machine_says() -> None:
     cost = StepCost(0.01, 0.02, 0.001, 0.0, 0.0, 0.0, 0.0)
     machine = replace(H200, step=cost)
