@@ -85,7 +85,7 @@ class GenerationServicer(object):
 
     def Chat(self, request, context):
         """The answer to a conversation, through the model's own template, as its text comes. Fields mean what
-        they mean in POST /v1/chat/completions.
+        they mean in POST /v1/chat/completions. Tools are offered there only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

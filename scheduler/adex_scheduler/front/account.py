@@ -20,6 +20,7 @@ OPERATIONS: Mapping[str, str] = {
     "/v1": "text_completion",
     "grpc:Generate": "text_completion",
     "grpc:GenerateStream": "text_completion",
+    "grpc:Chat": "chat",
 }
 # W3C Trace Context.
 CONTEXT_HEADERS = ("traceparent", "tracestate")

@@ -17,13 +17,11 @@ from adex_scheduler.front.visit import (
     visit_of,
 )
 
-TOKEN_HEADER = "x-api-token"  # noqa: S105 - the header's name, no token
-
 
 async def adapters(request: web.Request) -> web.StreamResponse:
     """GET /v1/adapters: the adapters the caller may name, or the one of the query's `id`."""
     credential = request.headers.get("authorization")
-    token = request.headers.get(TOKEN_HEADER, "")
+    token = request.headers.get(control.TOKEN_HEADER, "")
     cards = await control.all_adapters(request.app[SERVING], credential, token)
     wanted = request.query.get("id")
     if wanted is not None:

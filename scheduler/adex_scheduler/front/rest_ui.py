@@ -60,8 +60,8 @@ class Gallery:
         roots = serving.options.adapter_roots
         self._serving = serving
         self._roots = tuple(dict.fromkeys([*roots, *map(os.path.realpath, roots)]))
-        self._labels: Labels | None = None
-        self._listed: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._known_of: tuple[tuple[str, ...], dict[str, AdapterKey]] | None = None
+        self._known: tuple[str, ...] = ()
         self.files = {path.name: _read(path) for path in sorted(PAGE.iterdir())}
         self.feed = Feed(self.snapshot)
 
@@ -73,24 +73,21 @@ class Gallery:
 
     @property
     def labels(self) -> Labels:
-        """How public names are shown."""
-        if self._labels is None:
-            self._labels = Labels(self._serving.directory, self._roots)
-        return self._labels
+        """How public names are shown now: operators give and take names while the server runs."""
+        return Labels(self._serving.directory, self._roots)
 
     async def known(self) -> tuple[str, ...]:
         """Names of the adapters listed here, sorted; the same value while nothing changes."""
         paths = await self._serving.local_adapters.paths()
-        if self._listed is None or self._listed[0] != paths:
-            self._listed = paths, self._names(paths)
-        return self._listed[1]
+        aliases = self._serving.directory.aliases
+        if self._known_of != (paths, aliases):
+            self._known_of, self._known = (paths, dict(aliases)), self._names(paths)
+        return self._known
 
     def _names(self, paths: Sequence[str]) -> tuple[str, ...]:
-        aliases = self._serving.directory.aliases
+        aliases, labels = self._serving.directory.aliases, self.labels
         meant = {key.name for key in aliases.values() if key.source == "local"}
-        others = [
-            self.labels.of(AdapterKey("", "local", path)) for path in paths if path not in meant
-        ]
+        others = [labels.of(AdapterKey("", "local", path)) for path in paths if path not in meant]
         return tuple(sorted({*aliases, *others}))
 
     async def found(self, text: str) -> dict[str, object]:

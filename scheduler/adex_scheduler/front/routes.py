@@ -109,6 +109,7 @@ CONTROL_ROUTES: tuple[tuple[Operation, Handler], ...] = (
             "/v1/adapters",
             "Adapters, with all that is known of them.",
             reply=shapes.ADAPTERS,
+            statuses=(400,),
             query=(("id", "Only the adapter of this name."),),
         ),
         rest_adapters.adapters,

@@ -12,8 +12,6 @@ from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.rpc_call import visited
 from adex_scheduler.front.schema_control import parse_control
 
-TOKEN_METADATA = "x-api-token"  # noqa: S105 - the entry's name, no token
-
 
 def _doing(action: Action) -> Any:
     """The method that does `action` with one adapter."""
@@ -52,5 +50,5 @@ class Adapters(AdaptersServicer):
 async def listed_adapters(serving: Serving, method: str, context: Any) -> Any:
     """The reply that lists every adapter the caller may name."""
     async with visited(serving, method, context, counted=False) as call:
-        token = call.metadata.get(TOKEN_METADATA, "")
+        token = call.metadata.get(control.TOKEN_HEADER, "")
         return adapters_message(await control.all_adapters(serving, call.credential, token))

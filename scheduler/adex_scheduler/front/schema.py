@@ -191,7 +191,7 @@ def _source(field: str, value: object, _: RequestLimits) -> str:
     return SOURCE_NAMES[value]
 
 
-def _credential(field: str, value: object, _: RequestLimits) -> str:
+def check_credential(field: str, value: object, _: RequestLimits | None = None) -> str:
     """A token of the caller's. Its errors never quote it: it is a secret."""
     if (
         not isinstance(value, str)
@@ -297,7 +297,7 @@ ADAPTER_SOURCE: Field[str | None] = custom(
 API_TOKEN = custom(
     "api_token",
     "What the adapter's source is asked with; the adapter is then this token's own.",
-    _credential,
+    check_credential,
     {"type": "string", "maxLength": CREDENTIAL_CHARACTERS_MAX, "pattern": "^[!-~]*$"},
 ).otherwise("")
 DEADLINE_MS = number(

@@ -83,7 +83,7 @@ async def body_of_request(request: web.Request) -> Mapping[str, object]:
 
 def header_text(value: str) -> str:
     """A value as a header can carry it: anything but plain ASCII percent-encoded."""
-    return quote(value, safe="/:@=+,;()[]{}!*'$&?#~ ")[:512].strip()
+    return quote(value, safe="/:@=+,;()[]{}!*'$&?#~ ", errors="replace")[:512].strip()
 
 
 def json_reply(

@@ -148,6 +148,14 @@ async def test_unload_waits_for_who_uses_it(control: Control) -> None:
     assert control.house.worker.disk == {}
 
 
+async def test_a_credential_of_any_bytes_is_refused_and_not_stumbled_over(control: Control) -> None:
+    odd: Any = {b"authorization": b"Bearer \xff\xfe"}
+    answer = await control.post("/v1/adapters/pin", odd, adapter_id="tone")
+    assert answer.status_code == 401
+    listing = await control.http.get("/v1/adapters", headers={b"x-api-token": b"hf_\xff"})
+    assert (listing.status_code, listing.json()["error"]["param"]) == (400, "x-api-token")
+
+
 async def test_prefetch_answers_at_once_and_the_adapter_comes(control: Control) -> None:
     assert (await control.act("prefetch", "tone"))["id"] == "tone"
     async with asyncio.timeout(30.0):

@@ -220,6 +220,13 @@ async def test_harmless_fields_pass_and_unknown_ones_are_named(door: Any) -> Non
     assert 0 <= sampling.seed < 2**64
 
 
+async def test_an_unknown_field_that_is_no_text_is_told_as_far_as_a_header_can(door: Any) -> None:
+    async with httpx.AsyncClient(base_url=door.url) as http:
+        body = b'{"prompt": "Hi", "max_tokens": 1, "half \\ud800": 1}'
+        reply = await http.post("/v1/completions", content=body)
+    assert (reply.status_code, reply.headers["x-ignored-fields"]) == (200, "half ?")
+
+
 async def test_models_lists_the_base_model_first_then_the_adapters(
     client: openai.AsyncOpenAI,
 ) -> None:

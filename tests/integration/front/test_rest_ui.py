@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import httpx
 
+from adex_proto.adapter import AdapterKey
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.rest_ui import PAGE
 
@@ -95,6 +96,20 @@ async def test_names_are_found_by_any_part_and_first_by_their_beginning(
         assert found["names"] == ["sql", "my-sql", "owner/sql-2"]
         every = (await client.get("/ui/adapters")).json()
         assert (every["known"], every["count"], len(every["names"])) == (105, 105, 50)
+
+
+async def test_a_name_given_while_the_server_runs_is_shown_until_it_is_taken_back(
+    serving_of: Callable[..., Serving], opened: Opened
+) -> None:
+    serving = serving_of()
+    async with opened(serving) as door, httpx.AsyncClient(base_url=door.url) as client:
+        for named in (False, True, False):
+            if named:
+                serving.directory.aliases["given"] = AdapterKey("", "hub", "org/name")
+            else:
+                serving.directory.aliases.pop("given", None)
+            found = (await client.get("/ui/adapters", params={"find": "given"})).json()
+            assert found["names"] == ["given"] * named
 
 
 async def test_watchers_do_not_hold_up_the_end_of_the_server(

@@ -79,6 +79,8 @@ async def test_a_chat_means_what_it_means_in_rest(wire: Wire) -> None:
         (chat(temperature=-1.0), "temperature"),
         (pb.ChatRequest(), "messages"),
         (chat(logit_bias={5: 1000.0}), "logit_bias.5"),
+        (chat(grammar=pb.TextGrammar(json_schema="{")), "grammar.value"),
+        (chat(deadline_ms=0), "deadline_ms"),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             async for _ in wire.generation.Chat(request):
