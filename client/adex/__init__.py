@@ -30,6 +30,8 @@ from adex.types import (
     Sampling,
     StreamResponse,
     Token,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 
@@ -57,5 +59,7 @@ __all__ = [
     "Sampling",
     "StreamResponse",
     "Token",
+    "ToolCall",
+    "ToolCallDelta",
     "Usage",
 ]

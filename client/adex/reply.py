@@ -26,6 +26,8 @@ from adex.types import (
     Response,
     StreamResponse,
     Token,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 
@@ -209,7 +211,11 @@ def read_chat_completion(value: object, request_id: str | None = None) -> ChatCo
         choices.append(
             ChatChoice(
                 index=choice.integer("index", 0),
-                message=ChatMessage(message.text("role", "assistant"), message.text("content", "")),
+                message=ChatMessage(
+                    message.text("role", "assistant"),
+                    message.text("content", ""),
+                    tuple(_tool_call(call) for call in message.objects("tool_calls")),
+                ),
                 finish_reason=choice.text_or_none("finish_reason"),
                 logprobs=choice.mapping_or_none("logprobs"),
             )
@@ -239,6 +245,7 @@ def read_chat_chunk(value: object) -> ChatCompletionChunk:
                 role=delta.text_or_none("role"),
                 finish_reason=choice.text_or_none("finish_reason"),
                 logprobs=choice.mapping_or_none("logprobs"),
+                tool_calls=tuple(_tool_call_delta(call) for call in delta.objects("tool_calls")),
             )
         )
     return ChatCompletionChunk(
@@ -247,6 +254,21 @@ def read_chat_chunk(value: object) -> ChatCompletionChunk:
         model=chunk.text("model", ""),
         choices=tuple(choices),
         usage=_usage(chunk),
+    )
+
+
+def _tool_call(call: Fields) -> ToolCall:
+    function = call.object("function")
+    return ToolCall(call.text("id", ""), function.text("name"), function.text("arguments", ""))
+
+
+def _tool_call_delta(call: Fields) -> ToolCallDelta:
+    function = call.object("function")
+    return ToolCallDelta(
+        index=call.integer("index", 0),
+        id=call.text_or_none("id"),
+        name=function.text_or_none("name"),
+        arguments=function.text("arguments", ""),
     )
 
 

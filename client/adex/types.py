@@ -1,8 +1,8 @@
 """What the calls take and give, as frozen dataclasses; names follow TGI, LoRAX and OpenAI."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 # Where an adapter's files come from.
 AdapterSource = Literal["local", "hub", "s3"]
@@ -37,6 +37,7 @@ class Sampling(TypedDict, total=False):
     `response_format` says what the text must belong to: {"type": "json_object"}, {"type":
     "json_schema", "schema": {...}}, {"type": "regex", "value": "..."}, {"type": "choice", "value":
     [...]}, {"type": "lark", "value": "..."}, or a pydantic model. `grammar` is TGI's word for it.
+    `deadline_ms` is within how long the first token must come, or the request is refused.
     """
 
     max_new_tokens: int | None
@@ -62,12 +63,16 @@ class Sampling(TypedDict, total=False):
     return_full_text: bool | None
     response_format: ResponseFormat | None
     grammar: ResponseFormat | None
+    deadline_ms: int | None
 
 
 class ChatSampling(TypedDict, total=False):
     """The sampling parameters of a chat, under the same names as in `Sampling`.
 
-    As OpenAI has it, a chat without a `temperature` is sampled at 1; 0 makes it greedy.
+    As OpenAI has it, a chat without a `temperature` is sampled at 1; 0 makes it greedy. `tools` are
+    functions the model may call, {"type": "function", "function": {"name", "description",
+    "parameters"}}; `tool_choice` is "auto", "none", "required", or names the one to call, and
+    `parallel_tool_calls` False allows one call at most.
     """
 
     max_new_tokens: int | None
@@ -88,13 +93,20 @@ class ChatSampling(TypedDict, total=False):
     top_n_tokens: int | None
     response_format: ResponseFormat | None
     grammar: ResponseFormat | None
+    deadline_ms: int | None
+    tools: Sequence[Mapping[str, object]] | None
+    tool_choice: str | Mapping[str, object] | None
+    parallel_tool_calls: bool | None
 
 
 class Message(TypedDict):
-    """One message of a conversation."""
+    """One message of a conversation; a call's answer names the call in `tool_call_id`."""
 
     role: str
-    content: str
+    content: str | None
+    tool_calls: NotRequired[Sequence[Mapping[str, object]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +203,54 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function the model calls; `arguments` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What a chunk adds to the call of this index; its first one carries `id` and `name`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """What the model answered."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def as_message(self) -> Message:
+        """It as a message of the conversation that goes on."""
+        said: Message = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            said["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return said
 
 
 @dataclass(frozen=True, slots=True)
 class ChatChoice:
-    """One answer; `finish_reason` is "stop" or "length"; `logprobs` is as the server gave it."""
+    """One answer; `logprobs` is as the server gave it.
+
+    `finish_reason` is "stop", "length" or "tool_calls".
+    """
 
     index: int
     message: ChatMessage
@@ -224,6 +274,11 @@ class ChatCompletion:
         """The first answer's text."""
         return self.choices[0].message.content if self.choices else ""
 
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The first answer's calls."""
+        return self.choices[0].message.tool_calls if self.choices else ()
+
 
 @dataclass(frozen=True, slots=True)
 class ChatChoiceDelta:
@@ -234,6 +289,7 @@ class ChatChoiceDelta:
     role: str | None = None
     finish_reason: str | None = None
     logprobs: Mapping[str, Any] | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,13 +82,17 @@ def _act(client: Client, flags: argparse.Namespace, terminal: Terminal) -> tuple
         raise CommandError(
             f"name the adapters to {action}", "`adex adapters` lists them", EXIT_USAGE
         )
-    tier = flags.tier if action in ("preload", "pin") else None
-    goal = _NEARNESS[tier or ("device" if action in ("preload", "pin") else "disk")]
+    brings = action in ("preload", "pin")
+    if flags.tier and not brings:
+        raise CommandError(f"{action} takes no --tier", "leave it out", EXIT_USAGE)
+    if flags.disk and action != "unload":
+        raise CommandError(f"{action} takes no --disk", "leave it out", EXIT_USAGE)
+    goal = _NEARNESS[flags.tier or ("device" if brings else "disk")]
     disk = flags.disk if action == "unload" else None
     ended: list[AdapterState] = []
     for name in flags.names:
         steps = client.adapters.follow(
-            action, name, flags.adapter_source, flags.api_token, tier=tier, disk=disk
+            action, name, flags.adapter_source, flags.api_token, tier=flags.tier, disk=disk
         )
         try:
             for step in steps:

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Never
+from typing import Any, Never
 
 from adex.cli.adapters import adapters, add_adapters_flags
 from adex.cli.chat import add_chat_flags, chat
@@ -59,6 +59,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Never:
         """Exit with the line and code 2."""
         self.exit(EXIT_USAGE, one_line(message, f"`{self.prog} --help` tells more") + "\n")
+
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
+        """As argparse does it, but for flags among a command's names, which it stumbles over."""
+        flags, rest = super().parse_known_args(*given, **named)
+        if "names" in flags:
+            flags.names += [word for word in rest if not word.startswith("-")]
+            rest = [word for word in rest if word.startswith("-")]
+        return flags, rest
 
 
 def parser() -> argparse.ArgumentParser:

@@ -84,11 +84,13 @@ async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -
     said: dict[str, str] = {}
 
     def role(name: str, module: str, arguments: list[str], end_s_max: float) -> Role:
-        prefix = terminal.styled(f"{name:>9} |", "dim")
+        # Lines for machines name their process themselves.
+        plain = options.log_format == "json"
+        prefix = "" if plain else terminal.styled(f"{name:>9} |", "dim") + " "
 
         def write(line: str) -> None:
             said[name] = line
-            terminal.line(f"{prefix} {line}")
+            terminal.line(f"{prefix}{line}")
 
         async def start() -> Child:
             return await Child.start(

@@ -43,6 +43,10 @@ class ServeOptions:
     s3_adapter_roots: tuple[str, ...] = ()
     use_server_hf_token: bool = False
     weights: str = "auto"
+    metrics_compat: str | None = None
+    otlp_endpoint: str | None = None
+    log_format: str | None = None
+    log_level: str | None = None
 
     def worker_arguments(self, address: str) -> list[str]:
         """The flags of the worker, which listens at `address`."""
@@ -68,6 +72,8 @@ class ServeOptions:
             *(("--s3-adapter-root", root) for root in s3_roots),
             ("--max-batch-tokens", self.max_batch_tokens),
             ("--max-sequences", self.max_sequences),
+            ("--log-format", self.log_format),
+            ("--log-level", self.log_level),
         ) + (["--use-server-hf-token"] if self.use_server_hf_token else [])
 
     def scheduler_arguments(self, address: str) -> list[str]:
@@ -84,6 +90,10 @@ class ServeOptions:
             ("--max-sequences", self.max_sequences),
             ("--drain-seconds", f"{self.drain_seconds:g}"),
             ("--adapter-source", self.adapter_source),
+            ("--metrics-compat", self.metrics_compat),
+            ("--otlp-endpoint", self.otlp_endpoint),
+            ("--log-format", self.log_format),
+            ("--log-level", self.log_level),
         )
 
 
@@ -179,6 +189,14 @@ def _weights(text: str) -> str:
     return _one_of(text, "auto", "int8")
 
 
+def _log_format(text: str) -> str:
+    return _one_of(text, "text", "json")
+
+
+def _log_level(text: str) -> str:
+    return _one_of(text.lower(), "debug", "info", "warning", "error")
+
+
 def _device(text: str) -> str:
     return text if re.fullmatch(r"cuda:\d+", text) else _one_of(text, "auto", "cpu", "cuda")
 
@@ -255,6 +273,15 @@ _FLAGS = (
     ),
     _Flag("max-batch-tokens", _count, "N", "tokens in one step at most"),
     _Flag("max-sequences", _count, "N", "sequences in one step at most"),
+    _Flag(
+        "metrics-compat",
+        str,
+        "NAMES",
+        "tell metrics under the names of vllm, tgi and lorax too; separated by commas",
+    ),
+    _Flag("otlp-endpoint", str, "URL", "where an OpenTelemetry collector takes traces over gRPC"),
+    _Flag("log-format", _log_format, "FORMAT", "text for people, json for one object a line"),
+    _Flag("log-level", _log_level, "LEVEL", "debug, info, warning or error"),
     _Flag("drain-seconds", _seconds, "S", "how long running requests may finish at the end", 30.0),
 )
 
@@ -310,6 +337,10 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         s3_adapter_roots=tuple(values["s3-adapter-root"]),
         use_server_hf_token=values["use-server-hf-token"],
         weights=values["weights"],
+        metrics_compat=values["metrics-compat"],
+        otlp_endpoint=values["otlp-endpoint"],
+        log_format=values["log-format"],
+        log_level=values["log-level"],
     )
 
 

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from adex import AsyncClient, Client, Response, StreamResponse
+from adex import (
+    AsyncClient,
+    Client,
+    Message,
+    Response,
+    StreamResponse,
+    ToolCall,
+    ToolCallDelta,
+)
 from adex.errors import (
     AdapterNotFound,
     NotReady,
@@ -118,6 +126,40 @@ def test_a_chat_gives_a_completion() -> None:
     assert (completion.text, completion.choices[0].finish_reason) == ("Hello", "stop")
     assert completion.usage is not None
     assert completion.usage.total_tokens == 7
+
+
+def test_a_call_is_read_and_goes_back_into_the_conversation() -> None:
+    said = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "sum", "arguments": '{"a": 1}'}}
+        ],
+    }
+    reply = CHAT | {"choices": [{"index": 0, "message": said, "finish_reason": "tool_calls"}]}
+    tool = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}
+    with served({"/v1/chat/completions": Answer.of_json(reply)}) as (server, client):
+        talk: list[Message] = [{"role": "user", "content": "Add"}]
+        completion = client.chat(talk, tools=[tool], tool_choice="required")
+        assert completion.tool_calls == (ToolCall("c1", "sum", '{"a": 1}'),)
+        answer: Message = {"role": "tool", "content": "2", "tool_call_id": "c1"}
+        client.chat([*talk, completion.choices[0].message.as_message, answer])
+    first, second = server.asked
+    assert (first.body["tools"], first.body["tool_choice"]) == ([tool], "required")
+    assert second.body["messages"][1:] == [said | {"content": ""}, answer]
+
+
+def test_a_streamed_call_comes_in_parts() -> None:
+    def part(**function: str) -> dict[str, Any]:
+        return chunk({"tool_calls": [{"index": 0, "id": "c1", "function": function}]})
+
+    events = [part(name="sum", arguments=""), part(arguments='{"a"'), part(arguments=": 1}")]
+    chunks = [*events, chunk({}, "tool_calls")]
+    with served({"/v1/chat/completions": Answer.of_events(chunks, done=True)}) as (_, client):
+        told = list(client.chat([{"role": "user", "content": "Add"}], stream=True))
+    calls = [call for each in told for call in each.choices[0].tool_calls]
+    assert calls[0] == ToolCallDelta(0, "c1", "sum")
+    assert "".join(call.arguments for call in calls) == '{"a": 1}'
 
 
 def test_a_streamed_chat_gives_its_pieces_and_its_usage() -> None:

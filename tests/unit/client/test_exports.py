@@ -48,6 +48,8 @@ def test_the_exported_names_are_exactly_these() -> None:
         "Sampling",
         "StreamResponse",
         "Token",
+        "ToolCall",
+        "ToolCallDelta",
         "Usage",
     ]
     assert all(hasattr(adex, name) for name in adex.__all__)

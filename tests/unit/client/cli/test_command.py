@@ -148,6 +148,25 @@ def test_adapters_are_acted_on_one_after_the_other_with_the_operators_key(
     assert "pin tone" in shown.err
 
 
+def test_flags_may_stand_among_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"id": "a", "tier": "absent", "done": True, "adapter": {"id": "a", "tier": "absent"}}
+    with ScriptedServer({"/v1/adapters/unload": Answer.of_events([step])}) as server:
+        assert main(["adapters", "unload", "--url", server.url, "a", "--disk", "b"]) == 0
+    assert [asked.body["adapter_id"] for asked in server.asked] == ["a", "b"]
+    with pytest.raises(SystemExit):
+        main(["adapters", "unload", "a", "--disc", "b"])
+    assert "unrecognized arguments: --disc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [("pin", "a", "--disk"), ("unload", "a", "--tier", "host")])
+def test_a_flag_that_an_action_does_not_take_is_refused(
+    given: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer({}) as server:
+        assert run(server, "adapters", *given) == 2
+    assert f"{given[0]} takes no {given[2]}" in capsys.readouterr().err
+
+
 def test_an_action_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with ScriptedServer({}) as server:
         assert run(server, "adapters", "pin") == 2

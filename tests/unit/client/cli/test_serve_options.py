@@ -112,6 +112,15 @@ def test_what_was_not_given_is_left_to_the_process() -> None:
     assert "--max-sequences" not in options().scheduler_arguments("unix:///w.sock")
 
 
+def test_who_watches_is_told_to_the_processes_it_concerns() -> None:
+    flags = ("--metrics-compat", "vllm,tgi", "--otlp-endpoint", "http://127.0.0.1:4317")
+    given = options(*flags, "--log-format", "json", ADEX_LOG_LEVEL="DEBUG")
+    lines = [("--log-format", "json"), ("--log-level", "debug")]
+    watching = [*zip(flags[::2], flags[1::2], strict=True), *lines]
+    assert pairs(given.scheduler_arguments("unix:///w.sock"))[-4:] == watching
+    assert pairs(given.worker_arguments("unix:///w.sock"))[-2:] == lines
+
+
 def test_a_flag_wins_over_its_variable() -> None:
     assert options(ADEX_PORT="7").port == 7
     assert options("--port", "8", ADEX_PORT="7").port == 8
