@@ -8,10 +8,12 @@ block of one sequence for all layers.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from adex_kernels.gpu.table import AdapterTable
 
 # Chunks of more queries than this are attended each on their own: padding them would cost more
 # than the calls it saves.
@@ -74,12 +76,15 @@ class ThinSegments:
 class LoraBatch:
     """Which rows go through which adapter: segments (row_start, row_stop, slot), slot > 0.
 
-    Rows outside every segment belong to the base model. `thin` is made once for all layers.
+    Rows outside every segment belong to the base model. `thin` and `work` are made once for all
+    layers, by the ways that need them; `table` is where Triton's finds the adapters.
     """
 
     segments: list[tuple[int, int, int]]
     slots: SlotViews
     thin: ThinSegments | None = None
+    table: AdapterTable | None = None
+    work: Any = None
 
 
 @dataclass(slots=True)
@@ -181,7 +186,7 @@ class AttentionBatch:
     visible to its last row, this step's included. Row t's key and value go to write_pages[t],
     write_offsets[t]. `row_lens[t]` is the whole known length of row t's sequence, which chooses its
     rotation where that depends on length. `fresh_pages` are those that the step begins to fill.
-    `write_cells` caches where the keys go in layer 0.
+    `write_cells` caches where the keys go in layer 0, `work` what Triton's attention is given.
     """
 
     query_starts: list[int]
@@ -194,6 +199,7 @@ class AttentionBatch:
     fresh_pages: Tensor | None
     groups: list[QueryGroup]
     write_cells: Tensor | None = None
+    work: Any = None
 
     @classmethod
     def build(

@@ -5,7 +5,7 @@ waits for the device or loops over tokens; what a step needs more than once (ind
 in its batch.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,39 @@ _THIN_ROWS_MAX = 4
 # others takes 10 microseconds, and the product itself no longer than that.
 _SERIAL_ELEMENTS_MAX = 1 << 17
 
+# By kind of device; a kind that is not here is served by what follows.
+_KERNELS: dict[str, "DeviceKernels"] = {}
+
 # Its switches are typed as descriptors, which no checker lets through.
 _ONEDNN: Any = torch.backends.mkldnn
+
+
+class DeviceKernels(Protocol):
+    """Kernels of a kind of device, called as `attention` and `lora_add_` below."""
+
+    def attention(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        layer: int,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor: ...
+
+    def lora_add_(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None: ...
+
+
+def serve_with(kernels: DeviceKernels, kind: str) -> None:
+    """Send attention and low-rank terms on this kind of device to `kernels` from now on."""
+    _KERNELS[kind] = kernels
+
+
+def has_kernels(kind: str) -> bool:
+    """Whether this kind of device has kernels of its own, which need a table of the adapters."""
+    return kind in _KERNELS
 
 
 def clear_fresh_(kv: Tensor, batch: AttentionBatch) -> None:
@@ -70,6 +101,8 @@ def attention(
     Returns: [rows, heads * head_dim] in q's dtype.
     """
     rows = q.shape[0]
+    if kernels := _KERNELS.get(q.device.type):
+        return kernels.attention(q, kv, layer, batch, scale=scale, window=window, softcap=softcap)
     result: Tensor | None = None
     for group in batch.groups:
         view = group.view(window)
@@ -95,6 +128,9 @@ def attention(
 
 def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None:
     """Add each row's low-rank term to y [rows, out of the group] in place; x is [rows, in]."""
+    if lora.table is not None and (kernels := _KERNELS.get(y.device.type)):
+        kernels.lora_add_(y, x, lora, layer, group)
+        return
     segments = native.add_(y, x, lora, layer, group)
     if segments and y.device.type == "cpu" and y.element_size() == 2:
         segments = _add_thin(y, x, lora, segments, layer, group)

@@ -4,6 +4,8 @@ Everything here blocks, for minutes where a model is large, so it runs beside th
 """
 
 import gc
+import importlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -61,8 +63,9 @@ def assemble(options: WorkerOptions) -> Worker:
     threads = _set_threads(options.threads)
     device = _device(options.device)
     started_s = time.monotonic()
-    kernels_path = native.load(options.cache_dir) if device.type == "cpu" else "torch"
+    kernels_path = native.load(options.cache_dir) if device.type == "cpu" else ""
     decoder = _load(options, device)
+    kernels_path = kernels_path or _triton(decoder)
     page_bytes = _page_bytes(decoder)
     budget = budget_of(_wishes(options), _machine(options.cache_dir, device), page_bytes)
     arena = _arena(budget, decoder)
@@ -78,6 +81,7 @@ def assemble(options: WorkerOptions) -> Worker:
             host_bytes=budget.host_bytes,
             disk_bytes=budget.disk_bytes,
             rank_max=options.rank_max,
+            slots_max=SLOTS_MAX,
         )
     except OSError as error:
         raise ValidationError(
@@ -112,6 +116,17 @@ def assemble(options: WorkerOptions) -> Worker:
             f" loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )
+
+
+def _triton(decoder: Decoder) -> str:
+    """Have Triton's kernels serve the decoder's device where they can; what serves it, in words."""
+    if importlib.util.find_spec("triton") is None:
+        return "torch (no Triton)"
+    # Imported here and only now: Triton is not made for every platform.
+    check = importlib.import_module("adex_kernels.gpu.check")
+    spec, device = decoder.spec, decoder.device
+    path: str = check.serve(device, decoder.dtype, spec.heads, spec.kv_heads, spec.head_dim)
+    return path
 
 
 def _grammars(options: WorkerOptions, info: WorkerInfo) -> GrammarCompiler | None:

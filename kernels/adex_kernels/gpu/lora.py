@@ -18,45 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adex_kernels.batch import uploaded
 from adex_kernels.gpu.dot import WIDEN, dot
 from adex_kernels.gpu.launch import ENTRY_ROWS, shrink_splits, work_list
-from adex_kernels.layout import GROUP_MODULES, BundleLayout, Group, ModelShape
+from adex_kernels.gpu.table import AdapterTable
+from adex_kernels.layout import GROUP_MODULES, Group
 
-# (offset of A, rank of the group, then for up to three modules: offset of B, rank).
-_WORDS = 8
 _RANKS_AT_ONCE = 16
 _FEATURES_AT_ONCE = 128
 _OUTPUTS_AT_ONCE = 128
-
-
-class AdapterTable:
-    """Where each resident adapter's matrices lie, for the kernels: [slots, layers * groups, 8].
-
-    Offsets count elements from the start of the arena. A slot without an adapter has rank 0
-    everywhere; that no step names one is the caller's to check.
-    """
-
-    def __init__(self, shape: ModelShape, slots: int, device: torch.device) -> None:
-        self.shape = shape
-        self.groups = shape.layers * len(Group)
-        self.words = torch.zeros((slots, self.groups, _WORDS), dtype=torch.int64, device=device)
-
-    def publish(self, slot: int, layout: BundleLayout, first_element: int) -> None:
-        """Write the slot's line. Enqueued on the current stream; the source is pinned."""
-        line = torch.zeros((self.groups, _WORDS), dtype=torch.int64)
-        for index, extent in enumerate(layout.groups):
-            if extent is None:
-                continue
-            modules = GROUP_MODULES[Group(index % len(Group))]
-            line[index, 0] = first_element + extent.a_offset
-            line[index, 1] = extent.rank_total
-            for part in extent.slices:
-                place = 2 + 2 * modules.index(part.module)
-                line[index, place] = first_element + part.b_offset
-                line[index, place + 1] = part.rank
-        if self.words.is_cuda:
-            line = line.pin_memory()
-        self.words[slot].copy_(line, non_blocking=True)
 
 
 @dataclass(slots=True)
@@ -68,30 +38,20 @@ class LoraWork:
 
     entries: Tensor
     table: AdapterTable
-    elements: Tensor
     shrunk: Tensor
 
     @classmethod
-    def of(
-        cls,
-        segments: list[tuple[int, int, int]],
-        rows: int,
-        table: AdapterTable,
-        elements: Tensor,
-        rank_total_max: int,
-    ) -> "LoraWork":
-        """For a step of `rows` rows over the arena's `elements`.
-
-        `rank_total_max` bounds the ranks of any group of the adapters in `segments` together.
-        """
+    def of(cls, segments: list[tuple[int, int, int]], rows: int, table: AdapterTable) -> "LoraWork":
+        """For a step of `rows` rows, segments (row_start, row_stop, slot) of them adapted."""
         entries = torch.tensor(work_list(segments), dtype=torch.int32).view(-1, 3)
         features = max(linear.in_features for linear in table.shape.linears)
+        ranks = max((table.rank_total_max(slot) for _, _, slot in segments), default=1)
         shrunk = torch.empty(
-            (shrink_splits(features), rows, rank_total_max),
+            (shrink_splits(features), rows, ranks),
             dtype=torch.float32,
-            device=elements.device,
+            device=table.elements.device,
         )
-        return cls(entries.to(elements.device), table, elements, shrunk)
+        return cls(uploaded(entries, table.elements.device), table, shrunk)
 
 
 def lora_add_(y: Tensor, x: Tensor, work: LoraWork, layer: int, group: int) -> None:
@@ -110,7 +70,7 @@ def lora_add_(y: Tensor, x: Tensor, work: LoraWork, layer: int, group: int) -> N
     ranks = work.shrunk.shape[2]
     _shrink[(entries, triton.cdiv(ranks, _RANKS_AT_ONCE), splits)](
         x,
-        work.elements,
+        work.table.elements,
         words,
         work.entries,
         work.shrunk,
@@ -131,7 +91,7 @@ def lora_add_(y: Tensor, x: Tensor, work: LoraWork, layer: int, group: int) -> N
     tiles = [triton.cdiv(out, _OUTPUTS_AT_ONCE) for out in outs]
     _expand[(entries, sum(tiles))](
         y,
-        work.elements,
+        work.table.elements,
         words,
         work.entries,
         work.shrunk,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from adex_kernels.gpu.table import AdapterTable
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_worker.adapters.arena import Arena
@@ -16,8 +17,8 @@ from adex_worker.adapters.views import ResidentSlots, group_views
 class DeviceTier:
     """Which adapter is in which slot and pages. The step thread reads only `slots`."""
 
-    def __init__(self, arena: Arena) -> None:
-        self.slots = ResidentSlots()
+    def __init__(self, arena: Arena, table: AdapterTable | None = None) -> None:
+        self.slots = ResidentSlots(table)
         self._arena = arena
         self._held: dict[str, tuple[int, int]] = {}  # digest -> (slot, first page)
         self._claimed_slots: set[int] = set()
@@ -42,7 +43,8 @@ class DeviceTier:
             )
         with self._claimed(digest, slot, first_page, pages) as era:
             elements = self._arena.run_elements(first_page, copy.layout.elements)
-            self._copy(elements, copy.bytes)
+            first_element = int(elements.storage_offset())
+            self._copy(elements, copy, slot, first_element)
             views = group_views(elements, copy.layout)
             with self._changed:
                 if era != self._era:
@@ -110,13 +112,18 @@ class DeviceTier:
                 self._copying -= 1
                 self._changed.notify_all()
 
-    def _copy(self, elements: torch.Tensor, source: torch.Tensor) -> None:
-        destination = elements.view(torch.uint8)
+    def _copy(self, elements: torch.Tensor, copy: HostCopy, slot: int, first_element: int) -> None:
+        """Copy the bundle, and tell the device's table of it; both have arrived at the end."""
+        destination, table = elements.view(torch.uint8), self.slots.table
         if self._stream is None:
-            destination.copy_(source)
+            destination.copy_(copy.bytes)
+            if table is not None:
+                table.publish(slot, copy.layout, first_element)
             return
         with torch.cuda.stream(self._stream):
-            destination.copy_(source, non_blocking=True)
+            destination.copy_(copy.bytes, non_blocking=True)
+            if table is not None:
+                table.publish(slot, copy.layout, first_element)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._stream)
         arrived.synchronize()

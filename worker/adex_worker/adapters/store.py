@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from adex_kernels.dispatch import has_kernels
+from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import (
@@ -60,6 +62,7 @@ class AdapterStore:
         host_bytes: int,
         disk_bytes: int,
         rank_max: int,
+        slots_max: int = 64,
     ) -> None:
         self._shape = shape
         self._dtype = dtype
@@ -70,7 +73,7 @@ class AdapterStore:
         self._sources: Mapping[str, Source] = {"local": LocalSource(roots), **(remote or {})}
         self._disk = DiskTier(cache_dir, self._fingerprint)
         self._host = HostTier(host_bytes, pinned=arena.device.type == "cuda")
-        self._device = DeviceTier(arena)
+        self._device = DeviceTier(arena, _table(shape, arena, slots_max))
         self.slots = self._device.slots
         self._locks = KeyedLocks()
         self._packing = threading.BoundedSemaphore(PACKING_MAX)
@@ -221,3 +224,10 @@ class AdapterStore:
                 self._host.drop(digest)
                 raise
             return True
+
+
+def _table(shape: ModelShape, arena: Arena, slots_max: int) -> AdapterTable | None:
+    """The table that kernels on the device read, where there are such kernels."""
+    if not has_kernels(arena.device.type):
+        return None
+    return AdapterTable(shape, slots_max + 1, arena.elements)

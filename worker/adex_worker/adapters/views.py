@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from adex_kernels.batch import GroupWeights, LoraRecord
+from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import BundleLayout, Group
 from adex_kernels.native.lora import record_of
 from adex_proto.errors import ProtocolViolation
@@ -22,9 +23,11 @@ class ResidentSlots:
 
     A whole adapter appears and disappears in one dictionary assignment, so a reader without a lock
     sees all of it or none. A slot without an adapter raises: it never reads as the base model.
+    `table` tells kernels on the device the same, where such kernels serve.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table: AdapterTable | None = None) -> None:
+        self.table = table
         self._by_slot: dict[int, _Resident] = {}
 
     def __contains__(self, slot: int) -> bool:

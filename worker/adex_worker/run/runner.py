@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
+from adex_kernels.gpu.table import AdapterTable
 from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
 from adex_proto.grammar import Grammar
 from adex_proto.outcome import PromptScores, SampledToken, SequenceFailure, StepOutcome, WorkerInfo
@@ -48,7 +49,10 @@ class Forward(Protocol):
 
 
 class ResidentViews(SlotViews, Protocol):
-    """The resident adapters by slot, and which slots those are."""
+    """The resident adapters by slot, which slots those are, and what tells the device of them."""
+
+    @property
+    def table(self) -> AdapterTable | None: ...
 
     def __contains__(self, slot: int) -> bool: ...
 
@@ -188,7 +192,11 @@ class Runner:
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptScores, ...], list[SequenceFailure]]:
         try:
             scored = scored_rows(inputs, self._sequences, self._sampling)
-            lora = LoraBatch(inputs.segments, self._slots) if inputs.segments else None
+            lora = (
+                LoraBatch(inputs.segments, self._slots, table=self._slots.table)
+                if inputs.segments
+                else None
+            )
             logits = self._model.forward(
                 inputs.token_ids,
                 inputs.positions,
