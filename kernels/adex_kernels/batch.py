@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from adex_kernels.gpu.table import AdapterTable
+from adex_kernels.adapter_table import AdapterTable
 
 # Chunks of more queries than this are attended each on their own: padding them would cost more
 # than the calls it saves.

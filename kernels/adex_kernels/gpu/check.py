@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from adex_kernels import dispatch
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.gpu.kernels import TritonKernels
-from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import Group, LinearShape, ModelShape, Module, bundle_layout
 
 _TOKENS, _PAGES, _RANK = 16, 64, 12

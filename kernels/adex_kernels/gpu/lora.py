@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import uploaded
 from adex_kernels.gpu.dot import WIDEN, dot
 from adex_kernels.gpu.launch import ENTRY_ROWS, shrink_splits, work_list
-from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import GROUP_MODULES, Group
 
 _RANKS_AT_ONCE = 16

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from adex_kernels.gpu.table import AdapterTable
+from adex_kernels.adapter_table import AdapterTable
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_worker.adapters.arena import Arena

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.dispatch import has_kernels
-from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import (

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import GroupWeights, LoraRecord
-from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import BundleLayout, Group
 from adex_kernels.native.lora import record_of
 from adex_proto.errors import ProtocolViolation

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
-from adex_kernels.gpu.table import AdapterTable
 from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
 from adex_proto.grammar import Grammar
 from adex_proto.outcome import PromptScores, SampledToken, SequenceFailure, StepOutcome, WorkerInfo

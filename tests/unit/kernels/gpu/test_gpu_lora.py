@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from adex_kernels import reference
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import GroupWeights, LoraBatch
 from adex_kernels.gpu.lora import LoraWork, lora_add_
-from adex_kernels.gpu.table import AdapterTable
 from adex_kernels.layout import (
     GROUP_MODULES,
     BundleLayout,
