@@ -29,8 +29,10 @@ _POLL_S = 0.5
 _POLL_TIMEOUT_S = 5.0
 # How the worker says how far it is, such as "loading weights: 10 of 38 tensors".
 _COUNTED = re.compile(r": (\d{1,9}) of (\d{1,9}) ")
-# Beyond the drain itself: to close connections, and for the worker to free its device.
+# Beyond the drain itself: to close connections.
 _END_GRACE_S = 10.0
+# A worker lets the step that runs end, for which it takes up to 30 s, and then frees its device.
+_WORKER_END_S = 35.0
 # A socket's path may have 107 bytes on Linux and 103 on macOS.
 _SOCKET_PATH_BYTES_MAX = 100
 
@@ -107,7 +109,7 @@ async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -
                 options.scheduler_arguments(address),
                 options.drain_seconds + _END_GRACE_S,
             ),
-            role("worker", "adex_worker", options.worker_arguments(address), _END_GRACE_S),
+            role("worker", "adex_worker", options.worker_arguments(address), _WORKER_END_S),
         ],
         tell=_heedless(lambda line: terminal.remark(f"adex: {line}")),
     )

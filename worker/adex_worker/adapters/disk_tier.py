@@ -40,12 +40,17 @@ class DiskTier:
     def __init__(self, cache_dir: Path, fingerprint: str) -> None:
         self._folder = cache_dir / "bundles"
         self._fingerprint = fingerprint
+        self._scanned: dict[str, tuple[tuple[int, ...], AdapterVersion]] = {}
         self._make_folder()
         self._remove_leftovers()
 
     def scan(self) -> tuple[AdapterVersion, ...]:
-        """The bundles that lie here, by their headers. A file with a damaged header is removed."""
-        versions: list[AdapterVersion] = []
+        """The bundles that lie here, by their headers. A file with a damaged header is removed.
+
+        A file that is what it was at the last scan is not opened again: a stream that opens anew
+        over thousands of bundles does not wait for their headers.
+        """
+        found: dict[str, tuple[tuple[int, ...], AdapterVersion]] = {}
         try:
             names = sorted(os.listdir(self._folder))
         except OSError as error:
@@ -54,10 +59,16 @@ class DiskTier:
             return ()
         for name in names:
             digest = digest_in(name, self._fingerprint)
-            header = self.find(digest) if digest else None
-            if header is not None:
-                versions.append(header.version)
-        return tuple(versions)
+            stamp = _stamp(self._folder / name) if digest else None
+            if digest is None or stamp is None:
+                continue
+            known = self._scanned.get(name)
+            if known is not None and known[0] == stamp:
+                found[name] = known
+            elif (header := self.find(digest)) is not None:
+                found[name] = stamp, header.version
+        self._scanned = found
+        return tuple(version for _, version in found.values())
 
     def find(self, digest: str) -> BundleHeader | None:
         """The header of the bundle, None when it is not here or was damaged (and so removed)."""
@@ -194,6 +205,15 @@ class DiskTier:
             remedy="Free space under --cache-dir, or lower --disk-memory below what the disk has",
             retry_after_s=30.0,
         )
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What differs once the file is another or was written to; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_header(stream: io.RawIOBase) -> tuple[BundleHeader, int]:

@@ -154,6 +154,24 @@ def test_a_new_process_finds_the_bundles_of_the_old_one(make_world: Any) -> None
     assert {held.tier for held in restarted.store.held()} == {Tier.DISK}
 
 
+def test_a_scan_opens_no_bundle_that_is_as_it_was(world: Any, monkeypatch: Any) -> None:
+    for seed, name in enumerate("abc"):
+        write(world.root / name, seed=seed)
+        world.store.fetch(world.key(name))
+    held = world.store.held()
+    changed, gone, _ = world.bundles
+    changed.write_bytes(b"nonsense")
+    gone.unlink()
+    opened: list[Path] = []
+    whole = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how, **more: opened.append(path) or whole(path, *how, **more)
+    )
+    assert len(held) == 3
+    assert world.store.held() == held[2:]
+    assert opened == [changed]
+
+
 def test_bundles_of_another_type_or_shape_are_left_alone(make_world: Any) -> None:
     world = make_world()
     write(world.root / "a")
