@@ -19,6 +19,8 @@ from adex_worker.adapters.core.pattern_table import PatternTable, pattern_number
 
 CONFIG_FILE = "adapter_config.json"
 CONFIG_BYTES_MAX = 1 << 20
+# Patterns may name thousands of modules; nothing else is long.
+_MEMBERS_MAX = 1 << 16
 # Above any rank a device could hold; it keeps arithmetic on declared ranks small.
 DECLARED_RANK_MAX = 1 << 24
 
@@ -68,7 +70,7 @@ def parse_config(text: bytes) -> LoraConfig:
     of adapter, an option that is not served, an unknown option that is on).
     """
     check_config_bytes(len(text))
-    members = parse_object(text, CONFIG_FILE, _SAVE_AGAIN)
+    members = parse_object(text, CONFIG_FILE, _SAVE_AGAIN, members_max=_MEMBERS_MAX)
     _check_kind(members.get("peft_type"))
     _check_options(members)
     _check_bias(members.get("bias"))

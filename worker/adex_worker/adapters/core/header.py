@@ -9,6 +9,8 @@ from adex_worker.adapters.core.json_text import parse_object
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEADER_BYTES_MAX = 16 << 20
 TENSORS_MAX = 50_000
+# A tensor has a name, a type, a shape and offsets; as much again is for what exporters add.
+_MEMBERS_MAX = 8 * TENSORS_MAX
 # The file begins with the header's length: eight bytes, little-endian.
 LENGTH_BYTES = 8
 
@@ -53,7 +55,7 @@ def parse_header(text: bytes, file_bytes: int) -> tuple[TensorEntry, ...]:
     `text` is the header alone. Raises AdapterMalformed naming the tensor. Whether names, types and
     shapes are served is not judged here.
     """
-    members = parse_object(text, f"{WEIGHTS_FILE} header", _SAVE_AGAIN)
+    members = parse_object(text, f"{WEIGHTS_FILE} header", _SAVE_AGAIN, members_max=_MEMBERS_MAX)
     metadata = members.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise _malformed(f"`{WEIGHTS_FILE}` holds __metadata__ that is not an object")

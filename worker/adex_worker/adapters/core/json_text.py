@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded depth, no duplicate keys, no NaN, one typed error for all faults."""
+"""JSON from strangers: bounded, each key once, no NaN, one typed error for all faults."""
 
 import json
 import re
@@ -8,16 +8,18 @@ from adex_proto.errors import AdapterMalformed
 
 DEPTH_MAX = 32
 
-# Strings are matched whole so that brackets inside them do not count as nesting.
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# Marks one by one, for an expression that matches whole strings keeps a note of each character.
+_MARK = re.compile(rb'\\.|["\[\]{}:]', re.DOTALL)
 
 
-def parse_object(text: bytes, file: str, remedy: str) -> dict[str, Any]:
-    """The JSON object in `text`; AdapterMalformed names `file` and what is wrong with it."""
-    if _depth(text) > DEPTH_MAX:
-        raise AdapterMalformed(
-            f"`{file}` nests deeper than {DEPTH_MAX} levels", field=file, remedy=remedy
-        )
+def parse_object(text: bytes, file: str, remedy: str, *, members_max: int) -> dict[str, Any]:
+    """The JSON object in `text`; AdapterMalformed names `file` and what is wrong with it.
+
+    `members_max` bounds the members of all objects together, before any of them takes memory.
+    """
+    excess = _excess(text, members_max)
+    if excess is not None:
+        raise AdapterMalformed(f"`{file}` {excess}", field=file, remedy=remedy)
     try:
         value = json.loads(
             text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_not_a_number
@@ -35,16 +37,27 @@ def parse_object(text: bytes, file: str, remedy: str) -> dict[str, Any]:
     return value
 
 
-def _depth(text: bytes) -> int:
-    depth = deepest = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        token = match.group()
-        if token in (b"[", b"{"):
+def _excess(text: bytes, members_max: int) -> str | None:
+    """What there is too much of, or None."""
+    depth = members = 0
+    inside = False
+    for match in _MARK.finditer(text):
+        mark = match.group()
+        if mark == b'"':
+            inside = not inside
+        elif inside:
+            continue
+        elif mark in (b"[", b"{"):
             depth += 1
-            deepest = max(deepest, depth)
-        elif token in (b"]", b"}"):
+            if depth > DEPTH_MAX:
+                return f"nests deeper than {DEPTH_MAX} levels"
+        elif mark in (b"]", b"}"):
             depth -= 1
-    return deepest
+        elif mark == b":":
+            members += 1
+            if members > members_max:
+                return f"has more than {members_max} members"
+    return None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
