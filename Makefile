@@ -46,8 +46,9 @@ bench: setup  ## serving beside transformers + PEFT, in one table [ARGS=]
 bench-exchange: setup  ## adapters far beyond memory, beside all resident; takes 25 minutes [ARGS=]
 	$(BIN)/python benchmarks/exchange.py $(ARGS)
 
-lock:     ## requirements/lock.txt anew from pyproject.toml [TORCH=]
+lock:     ## requirements/lock.txt anew from pyproject.toml, and those of tested clients [TORCH=]
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" sh requirements/lock.sh
+	PYTHON="$(PYTHON)" sh requirements/lock_clients.sh
 
 clean:    ## everything that was generated here and is not committed
 	rm -rf .venv .venv-clients .*_cache .hypothesis build dist

@@ -1,8 +1,10 @@
 """One real server, and clients of others, each in an environment of its exact versions."""
 
+import functools
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -121,68 +123,79 @@ def judged(task: dict[str, Any]) -> Callable[[str], Any]:
     return judge
 
 
-def python_of(name: str) -> Path:
-    """The interpreter of the environment that `requirements/clients/<name>.txt` locks.
+@pytest.fixture(scope="session")
+def python_of() -> Callable[[Path], Path]:
+    """`python_of(lock)`: the interpreter of an environment of exactly the lock's versions.
 
     It is built where nobody has done so yet, in `.venv-clients`, under the lock's digest. Where
     the packages cannot be had the test is skipped, but fails in CI.
     """
-    lock = LOCKS / f"{name}.txt"
+
+    def find(lock: Path) -> Path:
+        folder, fault = _environment(lock)
+        if fault:
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(fault)
+        return folder / "bin/python"
+
+    return find
+
+
+@functools.cache
+def _environment(lock: Path) -> tuple[Path, str]:
+    """(its folder, why it cannot be built), tried once however many tests want it."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     digest = hashlib.sha256(version.encode() + lock.read_bytes()).hexdigest()[:12]
-    folder = ROOT / ".venv-clients" / f"{name}-{digest}"
-    if not folder.exists():
-        _build(lock, folder)
-    return folder / "bin/python"
-
-
-def _build(lock: Path, folder: Path) -> None:
+    folder = ROOT / ".venv-clients" / f"{lock.stem}-{digest}"
+    if folder.exists():
+        return folder, ""
     # Under a name of its own until it is whole: an interrupted build is never taken for one.
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(partial)]
     install = [*pip, "install", "--quiet", "--no-deps", "--no-compile", "--requirement", str(lock)]
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(partial)],
-        install,
-    ):
+    make = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(partial)]
+    for command in (make, install):
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=BUILD_S_MAX, check=False
         )
         if done.returncode != 0:
-            why = f"cannot install {lock.relative_to(ROOT)}:\n{done.stderr[-2000:]}"
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+            shutil.rmtree(partial, ignore_errors=True)
+            return folder, f"cannot install {lock.name}:\n{done.stderr[-2000:]}"
     partial.rename(folder)
+    return folder, ""
 
 
 @pytest.fixture(scope="session")
-def told(server: str, task: dict[str, Any]) -> Callable[..., Any]:
+def told(
+    server: str, task: dict[str, Any], python_of: Callable[[Path], Path]
+) -> Callable[..., Any]:
     """`told(script, environment)`: what a script of `scripts` says of the server, as JSON.
 
-    Without an environment it runs in this one. Each is run once, whatever number of tests ask.
+    Without an environment it runs in this one. Each runs once, however many tests ask for it.
     """
-    said: dict[str, Any] = {}
+    asked = json.dumps({"url": server, **task})
+
+    @functools.cache
+    def done(script: str, environment: str | None) -> subprocess.CompletedProcess[str]:
+        lock = LOCKS / f"{environment}.txt"
+        return _run(python_of(lock) if environment else Path(sys.executable), script, asked)
 
     def run(script: str, environment: str | None = None) -> Any:
-        key = f"{script} in {environment}"
-        if key not in said:
-            python = python_of(environment) if environment else Path(sys.executable)
-            said[key] = _run(python, script, {"url": server, **task})
-        return said[key]
+        ended = done(script, environment)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
 
     return run
 
 
-def _run(python: Path, script: str, asked: dict[str, Any]) -> Any:
+def _run(python: Path, script: str, asked: str) -> subprocess.CompletedProcess[str]:
     # None of the caller's keys, proxies and hubs: a client that goes elsewhere must fail.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    done = subprocess.run(
+    return subprocess.run(
         [str(python), str(SCRIPTS / f"{script}.py")],
-        input=json.dumps(asked),
+        input=asked,
         capture_output=True,
         text=True,
         timeout=SCRIPT_S_MAX,
         check=False,
         env=kept | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
