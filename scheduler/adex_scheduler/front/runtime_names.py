@@ -1,5 +1,7 @@
 """Names that operators give to adapters while the server runs, in vLLM's words; pure."""
 
+from dataclasses import replace
+
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdapterNotFound, ValidationError
 from adex_scheduler.front.schema import AdapterName
@@ -24,7 +26,9 @@ def meaning(directory: Directory, wish: LoadWish, tenant: str) -> AdapterKey:
             )
     elif len(directory.aliases) >= NAMES_MAX:
         raise _refusal(f"{NAMES_MAX} lora adapters have names already, the most there may be.")
-    key = directory.key_of(AdapterName(wish.path), tenant)
+    # What the name means until now is no part of what it shall mean.
+    others = {name: key for name, key in directory.aliases.items() if name != wish.name}
+    key = replace(directory, aliases=others).key_of(AdapterName(wish.path), tenant)
     assert key is not None
     return key
 

@@ -276,6 +276,15 @@ async def test_vllms_errors_have_its_shape_and_user_faults_are_4xx(
     assert error["message"].startswith(message)
 
 
+async def test_a_path_is_not_read_through_the_name_it_is_given(control: Control) -> None:
+    control.house.publish("other")
+    await control.post("/v1/load_lora_adapter", lora_name="tone", lora_path="other")
+    wish = {"lora_name": "tone", "lora_path": "tone", "load_inplace": True}
+    assert (await control.post("/v1/load_lora_adapter", **wish)).status_code == 200
+    named = (await control.http.get("/adapters", headers=ADMIN)).json()["adapters"]
+    assert named == [{"name": "tone", "src": "tone"}]
+
+
 async def test_a_name_is_given_twice_only_in_place(control: Control) -> None:
     wish = {"lora_name": "mine", "lora_path": "tone"}
     await control.post("/v1/lora_adapter/load", **wish)
