@@ -42,15 +42,6 @@ class Residency:
         self._tiers = tiers
         self._out = out
 
-    def named_adapters(self) -> list[tuple[Alias, Adapter]]:
-        """Every name that means a version now, the longest unused first."""
-        adapters = self._tiers.adapters
-        return [
-            (alias, adapters[alias.digest])
-            for alias in self.names.all()
-            if alias.digest in adapters
-        ]
-
     # What sequences ask for.
 
     def want(self, sequence: Sequence, now: float) -> AdexError | None:

@@ -147,11 +147,15 @@ class Engine:
         """Have a grammar ready before sequences need it. Raises AdexError where it cannot be."""
         await self._link.prepare_grammar(grammar)
 
-    def adapters(self) -> list[AdapterStatus]:
-        """Every name that means a version now, the longest unused first, and those pinned."""
+    def adapters(self, most: int) -> list[AdapterStatus]:
+        """What is known of the `most` names used last, the latest first, and of those pinned.
+
+        The cost goes by `most` and not by how many names there are: the loop does not go on while
+        they are looked at.
+        """
         if self._core is None:
             return []
-        named = dict.fromkeys(alias.key for alias, _ in self._core.residency.named_adapters())
+        named = dict.fromkeys(alias.key for alias in self._core.residency.names.latest(most))
         # A pin stands though its name may mean nothing now.
         keys = named | dict.fromkeys(self._core.control.pins)
         return [status for key in keys if (status := self.adapter(key)) is not None]

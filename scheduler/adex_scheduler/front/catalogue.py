@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 
@@ -94,10 +95,12 @@ def known_adapters(
     met = {_identity(status.key, places): status for status in statuses}
     cards: dict[str, AdapterCard] = {}
     named: set[str] = set()
-    for alias, key in directory.aliases.items():
+    for alias, key in islice(directory.aliases.items(), LISTED_MAX):
         identity = _identity(key, places)
         named.add(identity)
         cards[alias] = card_of(alias, key, met.get(identity))
+    if len(cards) == LISTED_MAX:
+        return list(cards.values())
     others: dict[str, AdapterCard] = {}
     for status in statuses:
         identity = _identity(status.key, places)

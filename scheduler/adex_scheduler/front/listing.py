@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from adex_proto.adapter import AdapterKey, credential_tenant
-from adex_scheduler.front.catalogue import AdapterCard, known_adapters
+from adex_scheduler.front.catalogue import LISTED_MAX, AdapterCard, known_adapters
 from adex_scheduler.front.generation import total_tokens_max
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.tenants import Directory, tenant_of
@@ -13,7 +13,8 @@ from adex_scheduler.front.tenants import Directory, tenant_of
 
 async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
     """Every adapter known, as /v1/models lists it."""
-    return [adapter_card(serving, card) for card in await known_cards(serving)]
+    cards = await known_cards(serving)
+    return await asyncio.to_thread(lambda: [adapter_card(serving, card) for card in cards])
 
 
 async def known_cards(
@@ -29,7 +30,7 @@ async def known_cards(
         replace(serving.directory, aliases=dict(serving.directory.aliases)),
         serving.options.adapter_roots,
         paths,
-        serving.engine.adapters(),
+        serving.engine.adapters(LISTED_MAX),
         own_tenant,
     )
 

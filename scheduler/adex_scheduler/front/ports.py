@@ -50,8 +50,8 @@ class TextEngine(Protocol):
         """Have the grammar compiled. Raises AdexError where it cannot be honoured."""
         ...
 
-    def adapters(self) -> Sequence[AdapterStatus]:
-        """The adapters the scheduler knows of, with their tiers."""
+    def adapters(self, most: int) -> Sequence[AdapterStatus]:
+        """The adapters the scheduler knows of, with their tiers: the `most` used last, and pins."""
         ...
 
     def adapter(self, key: AdapterKey) -> AdapterStatus | None:

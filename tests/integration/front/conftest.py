@@ -177,14 +177,14 @@ class ScriptedEngine:
         yield Progress("d" * 64, Tier.DEVICE, done=True)
 
     def adapter(self, key: AdapterKey) -> AdapterStatus | None:
-        return next((status for status in self.adapters() if status.key == key), None)
+        return next((status for status in self.adapters(1) if status.key == key), None)
 
     async def prepare_grammar(self, grammar: Grammar) -> None:
         self.grammars.append(grammar)
         if "[unmatchable]" in grammar.text:
             raise ValidationError("`grammar` cannot be honoured: so it is", field="grammar")
 
-    def adapters(self) -> list[AdapterStatus]:
+    def adapters(self, most: int) -> list[AdapterStatus]:
         key = AdapterKey("", "local", "tone")
         return [AdapterStatus(key, "d" * 64, Tier.DEVICE, 4096, 8, 0, 1.0)]
 

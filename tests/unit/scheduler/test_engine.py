@@ -104,11 +104,21 @@ async def test_a_stream_gives_every_token_and_the_text_of_all_of_them() -> None:
     assert pieces[-1].finish is FinishReason.LENGTH
 
 
+async def test_the_adapters_used_last_are_told_first_and_no_more_than_asked_for() -> None:
+    worker = FakeWorker(worker_info(vocabulary=27))
+    keys = [AdapterKey("", "local", name) for name in "abc"]
+    worker.published |= dict.fromkeys(keys, VERSION)
+    async with running(FakeLink(worker)) as (engine, _):
+        for key in keys:
+            await read(engine, request(key=key))
+        assert [status.key.name for status in engine.adapters(most=2)] == ["c", "b"]
+
+
 async def test_a_request_through_an_adapter_gets_that_adapters_tokens() -> None:
     async with running() as (engine, _):
         wanted = request(key=KEY)
         pieces = await read(engine, wanted)
-        statuses = engine.adapters()
+        statuses = engine.adapters(most=10)
     expected = oracle(VERSION.digest, wanted.token_ids, wanted.sampling, 27)
     assert tuple(piece.token.token_id for piece in pieces) == expected
     assert [(s.key, s.digest, s.tier) for s in statuses] == [(KEY, VERSION.digest, Tier.DEVICE)]

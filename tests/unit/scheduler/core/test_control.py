@@ -256,7 +256,7 @@ def test_an_unloaded_adapter_leaves_device_and_host_memory_after_its_last_user()
     assert desk.tokens[running] == desk.expected(running, "digest-a")
     assert desk.done[number] == ("digest-a", DISK)
     assert not desk.worker.host
-    assert not desk.core.residency.named_adapters()
+    assert not any(alias.digest for alias in desk.core.residency.names.all())
 
 
 def test_an_unload_from_the_disk_leaves_nothing() -> None:

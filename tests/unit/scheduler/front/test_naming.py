@@ -9,6 +9,7 @@ from adex_proto.sampling import SamplingParams
 from adex_scheduler.config import read_alias
 from adex_scheduler.engine import AdapterStatus, EngineRequest
 from adex_scheduler.engine.credentials import Credentials
+from adex_scheduler.front import catalogue
 from adex_scheduler.front.catalogue import known_adapters
 from adex_scheduler.front.fields import RequestLimits, Table, Values
 from adex_scheduler.front.listing import public_names
@@ -88,6 +89,21 @@ def test_a_token_that_is_none_is_refused_without_being_quoted(token: object) -> 
 )
 def test_an_alias_may_lie_anywhere(text: str, key: AdapterKey) -> None:
     assert read_alias(text) == ("n", key)
+
+
+def test_a_listing_ends_and_looks_at_no_more_aliases_than_it_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogue, "LISTED_MAX", 3)
+    aliases = {f"n{index}": AdapterKey("", "hub", f"org/{index}") for index in range(5)}
+    looked_at: list[AdapterKey] = []
+    look = catalogue._identity
+    monkeypatch.setattr(
+        catalogue, "_identity", lambda key, places: looked_at.append(key) or look(key, places)
+    )
+    cards = known_adapters(Directory(("base",), aliases), ["/nowhere"], ["/nowhere/x"], [])
+    assert [card.name for card in cards] == ["n0", "n1", "n2"]
+    assert len(looked_at) == 3
 
 
 def test_names_of_credentials_are_listed_for_nobody() -> None:
