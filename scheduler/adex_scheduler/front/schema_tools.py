@@ -1,7 +1,7 @@
 """Tools that a chat offers, and the grammar of a call that is demanded."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -149,6 +149,11 @@ def _call_schema(name: str, function: Values, shared: dict[str, Json]) -> Json:
         arguments = {"type": "object"}
     field = function.name_of(FUNCTION_SCHEMA)
     schema_grammar(field, arguments)
+    for path in _paths(arguments):
+        # Any other path would lead elsewhere from the top of the common schema.
+        if not path.startswith(tuple(f"#/{word}/" for word in NAMED_PARTS)):
+            why = "names a part that a demanded call cannot name"
+            raise refusal(field, {"$ref": path}, why, "Name parts below `$defs` only")
     for word in NAMED_PARTS:
         parts = cast("Mapping[str, object]", arguments.get(word) or {})
         known = shared.setdefault(word, {}) if parts else {}
@@ -166,3 +171,16 @@ def _call_schema(name: str, function: Values, shared: dict[str, Json]) -> Json:
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _paths(schema: object) -> Iterator[str]:
+    """What a schema, nested no deeper than was checked, names by path."""
+    if isinstance(schema, list):
+        for item in cast("list[object]", schema):
+            yield from _paths(item)
+    elif isinstance(schema, dict):
+        for word, value in cast("dict[str, object]", schema).items():
+            if word == "$ref" and isinstance(value, str):
+                yield value
+            else:
+                yield from _paths(value)

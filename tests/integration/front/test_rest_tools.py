@@ -134,6 +134,16 @@ async def test_parts_that_tools_share_by_name_stand_at_the_top(
             await asyncio.to_thread(chat, door, tools=tools, tool_choice="required")
 
 
+async def test_a_path_that_would_lead_out_of_a_tools_own_schema_is_refused(
+    tool_serving: Any, opened: Any
+) -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": node}}]
+    async with opened(tool_serving) as door:
+        with pytest.raises(BadRequestError, match="below `\\$defs` only"):
+            await asyncio.to_thread(chat, door, tools=tools, tool_choice="required")
+
+
 async def test_no_tool_is_called_where_the_caller_forbids_it(
     tool_serving: Any, opened: Any
 ) -> None:
