@@ -55,7 +55,8 @@ SHAPE = ModelShape(
         for sizes in ((16, 16), (16, 8), (16, 8), (16, 16), (16, 24), (16, 24), (24, 16))
     ),
 )
-SEEDS = 40
+# Beside the first, those in which something was once wrong.
+SEEDS = (*range(40), 98)
 PAGE_BYTES = 1024
 WILD = Mishaps(
     worker_loss=0.02, adapter_change=0.06, command_failure=0.15, cancel=0.05, control=0.1
@@ -344,7 +345,7 @@ def test_the_bytes_believed_in_are_the_bytes_held_after_every_failure(
 ) -> None:
     faults: Counter[str] = Counter()
     compared = 0
-    for seed in range(SEEDS):
+    for seed in SEEDS:
         folder = folders / str(seed)
         folder.mkdir()
         world = LedgerWorld(seed, folder, library)
@@ -360,6 +361,6 @@ def test_the_bytes_believed_in_are_the_bytes_held_after_every_failure(
         faults += worker.faults
         compared += world.compared
     # Worlds in which nothing fails, and comparisons that never come, would prove nothing.
-    assert compared > 10 * SEEDS
+    assert compared > 10 * len(SEEDS)
     every = [*FETCH_FAULTS, *STAGE_FAULTS, *PAGE_IN_FAULTS, *DAMAGES]
     assert not [name for name in every if not faults[name]], faults

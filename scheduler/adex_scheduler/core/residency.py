@@ -271,17 +271,21 @@ class Residency:
     def on_move_failed(self, event: MoveFailed, now: float) -> None:
         """A failed move is tried again a few times; then it fails those who wait for it."""
         adapter = self._tiers.on_move_failed(event)
-        if adapter is None or adapter.retries <= self._limits.move_retries_max:
+        if adapter is None:
+            return
+        if adapter.waiting and adapter.retries <= self._limits.move_retries_max:
             return
         adapter.retries = 0
-        for sequence in _take_all(adapter.waiting):
+        waiting = _take_all(adapter.waiting)
+        for sequence in waiting:
             self._tiers.leave(sequence)
             self.failed.append((sequence, event.error))
         self._tiers.settle(adapter)
         if event.tier is Tier.HOST and not adapter.users:
-            # The copy on disk may be what is broken: the next request fetches it anew.
+            # The copy on disk may be what is broken, or gone: the next request fetches it anew.
             for alias in self._unname(adapter):
-                self._remember_failure(alias, event.error, now)
+                if waiting:
+                    self._remember_failure(alias, event.error, now)
             self._tiers.evict_disk(adapter)
 
     def evict_disk(self, adapter: Adapter) -> None:
