@@ -46,10 +46,10 @@ def tool_serving(serving_of: Callable[..., Any], the_tokenizer: Tokenizer) -> An
 
 
 def chat(door: Any, **fields: Any) -> Any:
-    client = OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0)
     fields = {"model": "tiny", "messages": ASK, "tools": TOOLS, **fields}
-    made = client.chat.completions.create(**fields)
-    return list(made) if fields.get("stream") else made
+    with OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0) as client:
+        made = client.chat.completions.create(**fields)
+        return list(made) if fields.get("stream") else made
 
 
 async def test_a_call_is_answered_as_a_tool_call(tool_serving: Any, opened: Any) -> None:
