@@ -98,6 +98,9 @@ class _Traffic:
         counted = {name: value - before.get(name, 0.0) for name, value in after.items()}
         if failures := window.failures():
             raise SystemExit(f"{len(failures)} requests failed, first: {failures[0]}")
+        if not window.counted():
+            # A row of zeros would read like a measurement.
+            raise SystemExit(f"no request was sent inside the window of {options.seconds:g} s")
         return Run(server, self.mix, self.loop, len(self.names), window, counted, seconds)
 
     async def _window(

@@ -32,6 +32,14 @@ class Run:
     def seconds(self) -> float:
         return self.window.stop_s - self.window.start_s
 
+    def counter(self, name: str) -> float:
+        """How far a counter grew, over all values of the labels that `name` leaves open."""
+        return sum(
+            grown
+            for full, grown in self.counted.items()
+            if full == name or full.startswith(f"{name}{{")
+        )
+
 
 def throughput_table(runs: list[Run]) -> str:
     """Tokens per second of each cell beside N = 1 and beside everything resident."""
@@ -88,7 +96,7 @@ def start_table(runs: list[Run]) -> str:
 
 # Heading of a column, and the counter whose growth it shows.
 COUNTERS = {
-    "fetches": "adex_adapter_fetches_total",
+    "fetches": "adex_adapter_fetch_seconds_count",
     "stages": "adex_adapter_stages_total",
     "page-ins": "adex_adapter_page_ins_total",
     "disk to host MB/s": 'adex_adapter_moved_bytes_total{link="disk_to_host"}',
@@ -117,7 +125,7 @@ def link_table(runs: list[Run]) -> str:
         units = {"MB/s": 1e-6 / run.counted_s, "ms": 1e3 / max(steps, 1)}
         units["steps"] = 1 / run.counted_s
         values = [
-            run.counted.get(name, 0.0) * (1 if name == "adex_steps_total" else _unit(title, units))
+            run.counter(name) * (1 if name == "adex_steps_total" else _unit(title, units))
             for title, name in COUNTERS.items()
         ]
         lines.append(
