@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adex_proto.adapter import AdapterVersion, Tier
 from adex_scheduler.core.adapters import Adapter
-from adex_scheduler.core.eviction import CANDIDATES, Eviction, LeastRecent, LeastValued
+from adex_scheduler.core.eviction import CANDIDATES, Eviction, LeastRecent, LeastValued, _Order
 from adex_scheduler.core.links import Links
 from adex_scheduler.core.reuse import ReuseRates
 
@@ -175,3 +175,35 @@ def footprint(value: object) -> int:
             seen[id(one)] = one
             found += gc.get_referents(one)
     return len(seen)
+
+
+def test_where_nothing_has_to_leave_the_order_does_not_grow() -> None:
+    eviction = LeastValued(ReuseRates(100), Links())
+    cache = Cache(eviction, count=8, room=8)
+    # One is asked for ever less among the others, so its value falls each time.
+    for turn in range(1, 120):
+        cache.ask(0, now=float(turn))
+        for again in range(turn):
+            cache.ask(1 + again % 7, now=turn + 0.001 * again)
+    assert len(eviction._orders[TIER]._heap) <= 2 * 8 + 2 * CANDIDATES
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3, 10])
+def test_a_look_that_finds_much_that_is_void_offers_nobody_twice(gone: int) -> None:
+    for void in range(60, 120):
+        worth: dict[str, float] = {}
+        order = _Order(lambda one, worth=worth: worth[one.digest])  # type: ignore[misc]
+        copies = [adapter(index) for index in range(50 + gone)]
+        for index, copy in enumerate(copies):
+            worth[copy.digest] = 1000.0 + index
+            order.enter(copy)
+        for _ in range(void):
+            worth[copies[-1].digest] -= 0.001
+            order.enter(copies[-1])
+        idle = OrderedDict((copy.digest, copy) for copy in copies[gone:])
+        for copy in idle.values():
+            worth[copy.digest] -= 0.0001
+        for risen in (copies[gone + 1], copies[gone + 3]):
+            worth[risen.digest] = 5000.0
+        found = order.least(idle, 1.0)
+        assert len({one.digest for one in found}) == len(found) == CANDIDATES

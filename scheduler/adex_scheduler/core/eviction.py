@@ -144,6 +144,11 @@ class _Order:
         entry = self._valid.get(adapter.digest)
         if entry is None or value < entry[0]:
             self._push(value, adapter.digest)
+            # Where nothing ever has to leave, nobody looks, and nobody drops what is not valid. Not
+            # within a look: what that has taken out is valid still, and would come a second time.
+            if len(self._heap) > 2 * len(self._valid) + 2 * CANDIDATES:
+                self._heap = list(self._valid.values())
+                heapify(self._heap)
 
     def forget(self, adapter: Adapter) -> None:
         """The adapter is gone."""
@@ -204,6 +209,3 @@ class _Order:
         self._numbers += 1
         entry = self._valid[digest] = (value, self._numbers, digest)
         heappush(self._heap, entry)
-        if len(self._heap) > 2 * len(self._valid) + 2 * CANDIDATES:
-            self._heap[:] = self._valid.values()
-            heapify(self._heap)

@@ -122,6 +122,8 @@ class Sequence:
     """None: a request for tokens."""
     begin_by: float | None = None
     """When it must have begun for its first token to come by its deadline, if it has one."""
+    give_up_at: float = 0.0
+    """When it has waited too long, if it has not begun by then."""
     blocked_at: float | None = None
     blocked_after: int = 0
     """When its adapter first found no room: the time, and the admissions before."""

@@ -144,3 +144,18 @@ def test_counters_never_go_back_when_the_worker_is_lost() -> None:
     after = desk.core.statistics()
     assert after.preemptions == before.preemptions
     assert after.prefix_hits == before.prefix_hits
+
+
+def test_who_begins_again_after_a_loss_may_wait_as_long_as_any() -> None:
+    desk = Desk(Limits(wait_s_max=60.0))
+    number = desk.arrive(desk.publish("a"), new=4)
+    desk.settle_commands()
+    assert desk.core.sequences[number].began
+    desk.now += 50.0
+    lose(desk)
+    desk.now += 20.0
+    desk.reconnect()
+    desk.tell(Ticked())
+    desk.settle()
+    assert not desk.errors
+    assert desk.tokens[number] == desk.expected(number, "digest-a")
