@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -49,11 +49,6 @@ class Asking:
         self._error: AdexError | None = None
         self._wake = asyncio.Event()
 
-    @property
-    def failed(self) -> bool:
-        """Whether it cannot be done."""
-        return self._error is not None
-
     async def progress(self) -> AsyncGenerator[Progress, None]:
         """Everything told, the last word with `done`. Raises AdexError."""
         while True:
@@ -81,8 +76,9 @@ class Asking:
 class Askings:
     """The requests about adapters that are under way, by number."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, is_pinned: Callable[[AdapterKey], bool]) -> None:
         self._credentials = credentials
+        self._is_pinned = is_pinned
         self._askings: dict[int, Asking] = {}
 
     def begin(self, request: ControlRequest, number: int) -> Asking:
@@ -114,15 +110,16 @@ class Askings:
     def end(self, asking: Asking) -> bool:
         """Whoever asked is answered or gone; whether it was under way until now.
 
-        What a pin may have to be resolved with again is kept until it is unpinned.
+        What a pin may have to be resolved with again is kept for as long as the core has the pin:
+        asking to unpin or to unload it may be refused, and pinning it again may have ended it.
         """
         if self._askings.pop(asking.number, None) is None:
             return False
         request = asking.request
-        if request.action is Action.PIN and not asking.failed:
-            self._credentials.keep(request.key, request.credential)
-        elif request.action in (Action.UNPIN, Action.UNLOAD):
+        if not self._is_pinned(request.key):
             self._credentials.let_go(request.key)
+        elif request.action is Action.PIN:
+            self._credentials.keep(request.key, request.credential)
         self._credentials.release(request.key)
         return True
 

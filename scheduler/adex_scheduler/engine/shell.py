@@ -91,7 +91,7 @@ class Engine:
         self._telling = False
         self._streams: dict[int, Stream] = {}
         self._credentials = Credentials()
-        self._askings = Askings(self._credentials)
+        self._askings = Askings(self._credentials, self._is_pinned)
         self._numbers = 0
         self._draining = False
         self._disconnect: str | None = None
@@ -186,6 +186,9 @@ class Engine:
         finally:
             if self._askings.end(asking):
                 self._tell(Cancelled(number))
+
+    def _is_pinned(self, key: AdapterKey) -> bool:
+        return self._core is not None and key in self._core.control.pins
 
     def statistics(self) -> CoreStatistics | None:
         """The core's own picture; None until a worker has said hello."""
