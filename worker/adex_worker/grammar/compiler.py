@@ -17,6 +17,8 @@ _LOG = logging.getLogger(__name__)
 
 # A compiled grammar takes some hundred times the memory of its text.
 KEPT_BYTES_MAX = 2**20
+# However short its text, it takes some 40 kB.
+KEPT_BYTES_EACH = 512
 # Reasons are short, so that more of them can be remembered.
 REFUSED_MAX = 256
 WAITING_MAX = 32
@@ -101,16 +103,20 @@ class GrammarCompiler:
     def _keep(self, grammar: Grammar, matcher: LLMatcher) -> None:
         with self._books:
             self._kept[grammar] = matcher
-            self._kept_bytes += len(grammar.text)
+            self._kept_bytes += _kept_bytes(grammar)
             while self._kept_bytes > KEPT_BYTES_MAX and len(self._kept) > 1:
                 oldest, _ = self._kept.popitem(last=False)
-                self._kept_bytes -= len(oldest.text)
+                self._kept_bytes -= _kept_bytes(oldest)
 
     def _refuse(self, grammar: Grammar, reason: str) -> None:
         with self._books:
             self._refused[grammar] = reason
             if len(self._refused) > REFUSED_MAX:
                 self._refused.popitem(last=False)
+
+
+def _kept_bytes(grammar: Grammar) -> int:
+    return max(len(grammar.text), KEPT_BYTES_EACH)
 
 
 def _refusal(reason: str) -> AdexError:

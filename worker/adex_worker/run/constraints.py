@@ -6,6 +6,7 @@ forward pass runs. The step takes the mask where it samples.
 """
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from adex_worker.grammar.notation import GrammarError, advance, mask_of
 from adex_worker.run.arrays import ByteArray, IntArray
 
 _THREADS_MAX = 4
-# A mask takes a millisecond. The step waits this long for one, and then fails its sequence.
+# A mask takes a millisecond. The step waits this long for all, and then fails who has none.
 _MASK_S_MAX = 5.0
 
 
@@ -82,10 +83,11 @@ class ConstraintTable:
         found: list[bytes] = []
         kept: list[int] = []
         errors: dict[int, AdexError] = {}
+        until_s = time.monotonic() + _MASK_S_MAX
         for row, at in zip(rows.tolist(), index.tolist(), strict=True):
             constraint = self._rows[row]
             try:
-                constraint.ready.result(_MASK_S_MAX)
+                constraint.ready.result(max(until_s - time.monotonic(), 0.0))
                 error = constraint.error
             except TimeoutError:
                 error = StepFailed("the grammar's next tokens were not found in time")

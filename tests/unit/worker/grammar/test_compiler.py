@@ -165,6 +165,7 @@ def test_the_longest_unused_grammars_go_when_their_texts_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiler_module, "KEPT_BYTES_MAX", 12)
+    monkeypatch.setattr(compiler_module, "KEPT_BYTES_EACH", 1)
     compiler = GrammarCompiler(TOKENIZER, VOCABULARY, (END,))
     first, second, third = regex("a" * 5), regex("b" * 5), regex("c" * 5)
     compiler.prepare(first)
@@ -174,6 +175,17 @@ def test_the_longest_unused_grammars_go_when_their_texts_are_too_many(
     kept = [compiler.find(each) is not None for each in (first, second, third)]
     compiler.close()
     assert kept == [True, False, True]
+
+
+def test_small_grammars_are_not_kept_without_number(
+    grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler_module, "KEPT_BYTES_MAX", 3 * compiler_module.KEPT_BYTES_EACH)
+    small = [regex(letter) for letter in "vwxyz"]
+    for each in small:
+        grammars.prepare(each)
+    kept = [grammars.find(each) is not None for each in small]
+    assert kept == [False, False, True, True, True]
 
 
 def test_more_new_grammars_than_may_wait_are_turned_away(

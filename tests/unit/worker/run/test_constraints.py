@@ -1,6 +1,8 @@
 """Sequences under a grammar: each gets what its grammar allows, whatever else it asks for."""
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llguidance import LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch
@@ -20,6 +22,7 @@ from adex_proto.sampling import SamplingParams
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.views import ResidentSlots
 from adex_worker.grammar.compiler import GrammarCompiler
+from adex_worker.run import constraints
 from adex_worker.run.constraints import ConstraintTable
 from adex_worker.run.runner import Runner
 
@@ -220,3 +223,31 @@ def test_masks_are_given_for_the_rows_that_have_a_grammar(grammars: GrammarCompi
     assert not errors
     allowed = np.flatnonzero(np.unpackbits(masks.bits[0], bitorder="little"))
     assert sorted(TOKENS.decode_str([int(token)]) for token in allowed) == ["0", "1"]
+
+
+def test_however_many_masks_are_lost_a_step_waits_for_all_of_them_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stuck:
+        def prepare(self, grammar: Grammar) -> LLMatcher:
+            assert never.wait(60.0)
+            raise StepFailed("too late")
+
+    never, waits = threading.Event(), list[float]()
+    result = Future[None].result
+
+    def noted(future: "Future[None]", timeout: float) -> None:
+        waits.append(timeout)
+        result(future, timeout)
+
+    monkeypatch.setattr(constraints, "_MASK_S_MAX", 0.5)
+    monkeypatch.setattr(Future, "result", noted)
+    table = ConstraintTable(Stuck())
+    rows = np.arange(8)
+    for row in rows.tolist():
+        table.add(row, Grammar(GrammarKind.REGEX, "[01]"), ())
+    _, errors = table.masks(rows, rows)
+    never.set()
+    assert sorted(errors) == rows.tolist()
+    assert sorted(waits, reverse=True) == waits
+    assert waits[1:] == [0.0] * 7
