@@ -9,8 +9,8 @@ which torch sums that much memory: no way that reads each matrix once can add le
 """
 
 import argparse
+import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +22,7 @@ from adex_kernels.layout import Module, bundle_layout
 from adex_kernels.native import library
 from adex_worker import native
 from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.config import default_cache_dir
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
 from fixture import RANKS, prepare
@@ -95,7 +96,7 @@ def main() -> None:
     model_dir, _ = prepare(options.root, 0, "bfloat16")
     decoder = load_model(model_dir, device=torch.device("cpu"), dtype="bfloat16")
     slots, sizes = _resident(decoder, max(adapters for adapters, _ in CASES))
-    print("low-rank terms:", native.load(Path(tempfile.gettempdir())))
+    print("low-rank terms:", native.load(default_cache_dir(os.environ)))
     found = library.registered()
     print(
         "threads adapters rows |  base ms torch ms native ms | added: torch  native  floor | gain"

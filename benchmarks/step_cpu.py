@@ -10,8 +10,8 @@ of its own operations instead, where no step is compiled.
 """
 
 import argparse
+import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,7 @@ from adex_kernels.layout import Module, bundle_layout
 from adex_kernels.native import library
 from adex_worker import native
 from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.config import default_cache_dir
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
 from fixture import RANKS, prepare
@@ -111,7 +112,7 @@ def main() -> None:
         torch.set_num_threads(options.threads[-1])
         _profile(plain, options.profile)
         return
-    print("compiled for:", native.load(Path(tempfile.gettempdir())))
+    print("compiled for:", native.load(default_cache_dir(os.environ)))
     compiled = library.registered()
     decoder = load_model(model_dir, device="cpu", dtype=options.dtype)
     slots, sizes = _resident(decoder, max(adapters for _, adapters in CASES))

@@ -28,7 +28,7 @@ from adex_worker.adapters.sources.s3 import S3Source
 from adex_worker.adapters.sources.source import Source
 from adex_worker.adapters.store import AdapterStore
 from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype
-from adex_worker.config import SLOTS_MAX, WorkerOptions
+from adex_worker.config import SLOTS_MAX, WorkerOptions, default_cache_dir
 from adex_worker.grammar.compiler import GrammarCompiler
 from adex_worker.metrics import Sources
 from adex_worker.model.decoder import Decoder, ModelWeights
@@ -63,7 +63,8 @@ def assemble(options: WorkerOptions) -> Worker:
     threads = _set_threads(options.threads)
     device = _device(options.device)
     started_s = time.monotonic()
-    kernels_path = native.load(options.cache_dir) if device.type == "cpu" else ""
+    caches = options.cache_dir, default_cache_dir(os.environ)
+    kernels_path = native.load(*caches) if device.type == "cpu" else ""
     decoder = _load(options, device)
     kernels_path = kernels_path or _triton(decoder)
     page_bytes = _page_bytes(decoder)

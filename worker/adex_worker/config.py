@@ -145,7 +145,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--device-memory", "auto", "pool of KV blocks and adapters, beside the weights", **size)
     add("--host-memory", "auto", "adapters kept in host memory", **size)
     add("--disk-memory", "auto", "converted adapters kept on disk", **size)
-    add("--cache-dir", _default_cache_dir(env), "where converted adapters are kept", type=Path)
+    add("--cache-dir", str(default_cache_dir(env)), "where converted adapters are kept", type=Path)
     parser.add_argument(
         "--local-adapter-root",
         action="append",
@@ -199,9 +199,11 @@ def _count_or_auto(text: str) -> int | None:
     return None if text.strip().lower() == "auto" else _count(text)
 
 
-def _default_cache_dir(env: Mapping[str, str]) -> str:
-    base = env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return str(Path(base) / "adex")
+def default_cache_dir(env: Mapping[str, str]) -> Path:
+    """The user's own; what holds for every worker of a user is kept there whatever the options."""
+    # A user without a home has none of that name: making it then fails, and is reported.
+    base = env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "adex"
 
 
 def _roots_of(env: Mapping[str, str]) -> list[Path]:

@@ -11,7 +11,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -24,6 +26,8 @@ COMPILERS = ("cc", "gcc", "clang")
 # None of these may let the compiler reorder sums: a row's bits must not depend on its batch.
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fopenmp")
 _COMPILE_S_MAX = 300.0
+# Libraries in one folder; another comes with each change of compiler, processor or source.
+_KEPT_MAX = 16
 _UNITS = ("lora.c", "step.c")
 # Of /proc/cpuinfo, on x86 and on ARM.
 _PROCESSOR_KEYS = (
@@ -37,16 +41,18 @@ _PROCESSOR_KEYS = (
 )
 
 
-def load(cache_dir: Path) -> str:
-    """Register the compiled kernels, compiling them where `cache_dir` has none yet.
+def load(*cache_dirs: Path) -> str:
+    """Register the compiled kernels, compiling them where none of `cache_dirs` has them yet.
 
-    Returns: what computes them from now on, for the operator. ADEX_NATIVE=0 leaves them to torch.
+    Each of those is given what another had: one may outlive the machine, another the next start's
+    options. Returns: what computes from now on, for the operator. ADEX_NATIVE=0 leaves it to torch.
     """
     library.register(None)
     if os.environ.get("ADEX_NATIVE", "1") == "0":
         return "torch"
     try:
-        found = library.Library(ctypes.CDLL(str(_compiled(cache_dir / "native"))))
+        folders = dict.fromkeys(each / "native" for each in cache_dirs)
+        found = library.Library(ctypes.CDLL(str(_compiled(tuple(folders)))))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         _LOG.info("steps stay with torch, which is slower: %s", _reason(error))
         return "torch"
@@ -54,36 +60,96 @@ def load(cache_dir: Path) -> str:
     return f"native {found.target}"
 
 
-def _compiled(folder: Path) -> Path:
-    """The shared library in `folder`, which may have to be compiled first."""
+def _compiled(folders: Sequence[Path]) -> Path:
+    """The shared library in one of `folders`, which may have to be compiled first."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise FileNotFoundError(f"there is no C compiler here ({', '.join(COMPILERS)})")
-    openmp = _openmp()
-    sources = _sources()
+    openmp, sources = _openmp(), _sources()
     version = _run(compiler, "--version")
     identity = "\0".join((compiler, version, *FLAGS, str(openmp), _processor()))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = folder.stat()
-    if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
-        raise PermissionError(f"others may write {folder}, so nothing in it is run")
     content = b"\0".join((identity.encode(), *sources.values()))
-    path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.so"
-    if path.exists():
-        return path
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        for name, source in sources.items():
-            Path(work, name).write_bytes(source)
-        units = [Path(work, name) for name in _UNITS for _ in library.TYPES]
-        kinds = [*range(len(library.TYPES))] * len(_UNITS)
-        with ThreadPoolExecutor() as compilers:
-            objects = list(compilers.map(partial(_object, compiler), units, kinds))
-        linked = Path(work, "adex.so")
-        # Linked to the very OpenMP that torch has loaded: two would have two pools of threads.
-        _run(compiler, "-shared", *objects, str(openmp), "-lm", "-o", str(linked))
-        # Another worker that compiles the same puts the same there.
-        os.replace(linked, path)
-    return path
+    name = f"{hashlib.sha256(content).hexdigest()[:32]}.so"
+    paths = [folder / name for folder in _own(folders)]
+    found = next((path for path in paths if path.exists()), None)
+    if found is not None:
+        # The least recently used of a folder is the first to be forgotten there.
+        with suppress(OSError):
+            os.utime(found)
+        return _kept(found, paths)
+    with tempfile.TemporaryDirectory() as work:
+        for file, source in sources.items():
+            Path(work, file).write_bytes(source)
+        return _kept(_linked(compiler, Path(work), openmp), paths)
+
+
+def _own(folders: Sequence[Path]) -> list[Path]:
+    """Those of `folders` that nobody else may write: what is found there is run.
+
+    Raises OSError where there is none.
+    """
+    own, refusal = list[Path](), OSError("there is no folder to keep a library in")
+    for folder in folders:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = folder.stat()
+            if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
+                raise PermissionError(f"others may write {folder}, so nothing in it is run")
+        except OSError as error:
+            refusal = error
+        else:
+            own.append(folder)
+    if not own:
+        raise refusal
+    return own
+
+
+def _kept(library_file: Path, paths: Sequence[Path]) -> Path:
+    """Put the library at each of `paths` that has none; the first that has it then.
+
+    Raises OSError where none has.
+    """
+    refusal: OSError | None = None
+    for path in paths:
+        if path.exists():
+            continue
+        try:
+            _put(library_file, path)
+        except OSError as error:
+            refusal = error
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        assert refusal is not None
+        raise refusal
+    return found
+
+
+def _put(library_file: Path, path: Path) -> None:
+    """Copy it there whole or not at all. Another worker that has the same puts the same there."""
+    handle, copy = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with open(handle, "wb") as to:
+            to.write(library_file.read_bytes())
+        os.replace(copy, path)
+    except OSError:
+        os.unlink(copy)
+        raise
+    # Whoever has loaded one keeps it, though its name goes.
+    used = sorted(path.parent.glob("*.so"), key=lambda each: each.stat().st_mtime)
+    for old in used[:-_KEPT_MAX]:
+        old.unlink(missing_ok=True)
+
+
+def _linked(compiler: str, work: Path, openmp: Path) -> Path:
+    """The library compiled from the sources in `work`."""
+    units = [work / name for name in _UNITS for _ in library.TYPES]
+    kinds = [*range(len(library.TYPES))] * len(_UNITS)
+    with ThreadPoolExecutor() as compilers:
+        objects = list(compilers.map(partial(_object, compiler), units, kinds))
+    linked = work / "adex.so"
+    # Linked to the very OpenMP that torch has loaded: two would have two pools of threads.
+    _run(compiler, "-shared", *objects, str(openmp), "-lm", "-o", str(linked))
+    return linked
 
 
 def _sources() -> dict[str, bytes]:

