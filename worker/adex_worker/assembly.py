@@ -63,8 +63,7 @@ def assemble(options: WorkerOptions) -> Worker:
     threads = _set_threads(options.threads)
     device = _device(options.device)
     started_s = time.monotonic()
-    caches = options.cache_dir, default_cache_dir(os.environ)
-    kernels_path = native.load(*caches) if device.type == "cpu" else ""
+    kernels_path = _native(options, device)
     decoder = _load(options, device)
     kernels_path = kernels_path or _triton(decoder)
     page_bytes = _page_bytes(decoder)
@@ -148,6 +147,13 @@ def _remote_sources(options: WorkerOptions) -> dict[str, Source]:
     if options.s3_adapter_roots:
         found["s3"] = S3Source(options.s3_adapter_roots, options.cache_dir)
     return found
+
+
+def _native(options: WorkerOptions, device: torch.device) -> str:
+    """The compiled kernels, kept in this cache and in the user's own; "" beside a GPU."""
+    if device.type != "cpu":
+        return ""
+    return native.load(options.cache_dir, default_cache_dir(os.environ))
 
 
 def _load(options: WorkerOptions, device: torch.device) -> Decoder:
