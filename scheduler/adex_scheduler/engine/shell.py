@@ -91,7 +91,9 @@ class Engine:
         self._telling = False
         self._streams: dict[int, Stream] = {}
         self._credentials = Credentials()
-        self._askings = Askings(self._credentials, self._is_pinned)
+        self._askings = Askings(
+            self._credentials, lambda key: self._core is not None and key in self._core.control.pins
+        )
         self._numbers = 0
         self._draining = False
         self._disconnect: str | None = None
@@ -150,8 +152,7 @@ class Engine:
     def adapters(self, most: int) -> list[AdapterStatus]:
         """What is known of the `most` names used last, the latest first, and of those pinned.
 
-        The cost goes by `most` and not by how many names there are: the loop does not go on while
-        they are looked at.
+        The cost goes by `most`, not by how many names there are: the loop stands still meanwhile.
         """
         if self._core is None:
             return []
@@ -186,9 +187,6 @@ class Engine:
         finally:
             if self._askings.end(asking):
                 self._tell(Cancelled(number))
-
-    def _is_pinned(self, key: AdapterKey) -> bool:
-        return self._core is not None and key in self._core.control.pins
 
     def statistics(self) -> CoreStatistics | None:
         """The core's own picture; None until a worker has said hello."""
