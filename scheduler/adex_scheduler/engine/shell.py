@@ -150,10 +150,7 @@ class Engine:
         await self._link.prepare_grammar(grammar)
 
     def adapters(self, most: int) -> list[AdapterStatus]:
-        """What is known of the `most` names used last, the latest first, and of those pinned.
-
-        The cost goes by `most`, not by how many names there are: the loop stands still meanwhile.
-        """
+        """The `most` names used last, latest first, and those pinned. The loop stands still for it."""
         if self._core is None:
             return []
         named = dict.fromkeys(alias.key for alias in self._core.residency.names.latest(most))
