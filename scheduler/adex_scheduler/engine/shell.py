@@ -150,7 +150,7 @@ class Engine:
         await self._link.prepare_grammar(grammar)
 
     def adapters(self, most: int) -> list[AdapterStatus]:
-        """The `most` names used last, latest first, and those pinned. The loop stands still for it."""
+        """The `most` names used last, the latest first, and those pinned."""
         if self._core is None:
             return []
         named = dict.fromkeys(alias.key for alias in self._core.residency.names.latest(most))
