@@ -1,11 +1,23 @@
-"""Lines and tenants: the order of service, and the bound on how unequal it can become."""
+"""Lines and tenants: the order of service, what it costs, and how unequal it can become."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adex_proto.adapter import Tier
 from adex_proto.sampling import SamplingParams
-from adex_scheduler.core.fairness import Line, Tenants
+from adex_scheduler.core.events import Cancelled
+from adex_scheduler.core.fairness import (
+    LOAD_WEIGHTS,
+    OUTPUT_TOKEN_WEIGHT,
+    Line,
+    Tenants,
+    charge_max,
+    lag_max,
+    output_charge,
+)
+from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.sequence import Sequence, Tenant
+from adex_scheduler.testing.desk import Desk
 
 NAMES = st.sampled_from(["a", "b", "c"])
 
@@ -70,7 +82,7 @@ def test_a_window_takes_one_of_each_tenant_before_a_second_of_any(
     assert window == line.window(count)
 
 
-def serve(tenants: Tenants, line: Line, cost: dict[str, int]) -> str:
+def serve(tenants: Tenants, line: Line, cost: dict[str, float]) -> str:
     one = line.first()
     assert one is not None
     line.remove(one)
@@ -79,22 +91,81 @@ def serve(tenants: Tenants, line: Line, cost: dict[str, int]) -> str:
     return one.tenant
 
 
-@given(st.integers(1, 50), st.integers(1, 50))
-def test_tenants_who_always_wait_are_served_alike_whatever_their_requests_cost(
-    cost_a: int, cost_b: int
+REQUESTS = st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(0, 100_000))
+WEIGHTS = st.sampled_from([0.25, 1.0, 3.0])
+
+
+@given(REQUESTS, REQUESTS, WEIGHTS, WEIGHTS)
+def test_tenants_who_always_wait_get_what_their_weights_say_whatever_their_requests_cost(
+    request_a: tuple[int, int, int],
+    request_b: tuple[int, int, int],
+    weight_a: float,
+    weight_b: float,
 ) -> None:
-    tenants = Tenants(100)
+    weights = {"a": weight_a, "b": weight_b}
+    tenants = Tenants(100, weights)
     line = Line(tenants)
-    cost = {"a": cost_a, "b": cost_b}
+    cost = {"a": charge_max(*request_a), "b": charge_max(*request_b)}
     for number in range(400):
         tenant = tenants.enter("ab"[number % 2])
         tenants.begin_waiting(tenant)
         line.add(sequence(number, tenant))
-    got = {"a": 0, "b": 0}
+    got = {"a": 0.0, "b": 0.0}
+    largest = max(cost[name] / weights[name] for name in "ab")
     while all(tenants.waiting_of(name) for name in "ab"):
         name = serve(tenants, line, cost)
-        got[name] += cost[name]
-    assert abs(got["a"] - got["b"]) <= 2 * max(cost_a, cost_b)
+        got[name] += cost[name] / weights[name]
+        assert abs(got["a"] - got["b"]) <= lag_max(largest) * (1 + 1e-9)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), WEIGHTS, st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_beside_steps_in_flight_the_lag_is_bounded_by_what_runs_at_once(
+    size_a: int, size_b: int, weight: float, running_max: int
+) -> None:
+    limits = Limits(running_max=running_max, tenant_weights={"a": weight})
+    desk = Desk(limits, pages=200)
+    desk.checking = False
+    keys = {"a": desk.publish("of-a", size_a), "b": desk.publish("of-b", size_b)}
+    for key in keys.values():
+        desk.preload(key)
+    desk.settle()
+    for _ in range(30):
+        for name, key in keys.items():
+            desk.arrive(key, tenant=name)
+    tenants, info = desk.core.tenants, desk.core.info
+    pages = max(-(-size // info.page_bytes) for size in (size_a, size_b))
+    largest = charge_max(3, 4, pages * info.block_tokens) / min(weight, 1.0)
+    while all(tenants.waiting_of(name) for name in "ab"):
+        lag = abs(tenants["a"].served - tenants["b"].served)
+        assert lag <= lag_max(largest, at_once=running_max)
+        desk.step()
+
+
+def test_a_request_that_has_its_adapter_fetched_and_to_itself_costs_the_most() -> None:
+    desk = Desk()
+    desk.arrive(desk.publish("cold", 1000), prompt=5, new=4, tenant="a")
+    desk.settle()
+    assert desk.core.tenants["a"].served == charge_max(5, 4, positions=40)
+    # The next one finds it there.
+    desk.arrive(desk.publish("cold", 1000), prompt=5, new=4, tenant="a")
+    desk.settle()
+    again = 5 + 4 * output_charge(40, users=1)
+    assert desk.core.tenants["a"].served == charge_max(5, 4, positions=40) + again
+
+
+def test_what_is_fetched_for_a_request_is_charged_though_it_goes_away() -> None:
+    desk = Desk()
+    number = desk.arrive(desk.publish("cold", 1000), tenant="a")
+    desk.tell(Cancelled(number))
+    desk.settle()
+    assert desk.core.tenants["a"].served == LOAD_WEIGHTS[Tier.DISK] * 40
+
+
+def test_who_shares_an_adapter_shares_its_part_of_the_step() -> None:
+    assert output_charge(0, users=1) == OUTPUT_TOKEN_WEIGHT
+    alone, shared = output_charge(5000, users=1), output_charge(5000, users=4)
+    assert alone - OUTPUT_TOKEN_WEIGHT == 4 * (shared - OUTPUT_TOKEN_WEIGHT)
 
 
 def test_a_tenant_back_from_idling_gets_its_share_and_no_arrears() -> None:
@@ -111,7 +182,7 @@ def test_a_tenant_back_from_idling_gets_its_share_and_no_arrears() -> None:
             number += 1
 
     arrive("idle", 1)
-    cost = {"busy": 10, "idle": 10}
+    cost = {"busy": 10.0, "idle": 10.0}
     serve(tenants, line, cost)
     arrive("busy", 200)
     for _ in range(100):

@@ -156,6 +156,8 @@ class Alias:
     failed_until: float = 0.0
     pinned: bool = False
     """An operator has pinned it: it is not forgotten."""
+    asked_by: Sequence | None = None
+    """For whom it is being fetched, if not only to be known anew."""
     waiting: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
 
 

@@ -13,7 +13,7 @@ from itertools import repeat
 from adex_proto.outcome import WorkerInfo
 from adex_proto.plan import STEP_SCORED_MAX, NewSequence, Span, StepPlan
 from adex_scheduler.core.block_table import Blocks
-from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants
+from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants, output_charge
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
@@ -282,8 +282,13 @@ class Batch:
         self._tenants.end_waiting(tenant)
         # A preempted sequence is computed again at our expense, not its tenant's.
         charge = 0.0 if sequence.began else PROMPT_TOKEN_WEIGHT * len(sequence.prompt)
-        self._tenants.serve(tenant, charge)
+        self._tenants.serve(tenant, charge + sequence.owed)
+        sequence.owed = 0.0
         self._residency.pin(sequence, now)
+        adapter = self._paging.adapter_of(sequence)
+        positions = adapter.pages * self._blocks.block_tokens if adapter else 0
+        users = adapter.pins if adapter else 1
+        sequence.output_charge = output_charge(positions, users) / tenant.weight
         sequence.move(Stage.RUNNING)
         known = sequence.prompt if sequence.outputs == 0 else tuple(sequence.tokens)
         sequence.began = sequence.on_worker = True

@@ -6,7 +6,7 @@ from adex_scheduler.core.admission import Pace
 from adex_scheduler.core.batch import Batch
 from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.errands import Errands
-from adex_scheduler.core.fairness import Tenants
+from adex_scheduler.core.fairness import Tenants, settle
 from adex_scheduler.core.instructions import Fail, Outbox
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.residency import Residency
@@ -150,6 +150,7 @@ class Endings:
 
     def _stand_down(self, sequence: Sequence) -> None:
         self._turns.note_gone(sequence)
+        settle(sequence)
         if sequence.errand is None:
             self._tenants.end_waiting(sequence.payer)
         self.forget(sequence)

@@ -1,25 +1,95 @@
 """Order of waiting sequences: the least served tenant first, then who came first.
 
 Tenants are served by virtual token counters (Sheng et al. 2024, arXiv:2401.00588): a tenant's
-counter grows with the tokens it was given; one that comes back after idling is lifted to the level
-at which the others are served, so that it cannot save up service and then shut the others out.
+counter grows with what it was given; one that comes back after idling is lifted to the level at
+which the others are served, so that it cannot save up service and then shut the others out.
+
+What is counted is what a request costs, in prompt tokens: its prompt, its outputs, its adapter's
+part in each step, and the loads it caused. An adapter's bytes are counted in the positions of KV
+cache that would fill its pages; the device's memory and every link move both at the same speed. The
+weights below are constants, not measurements: a charge then depends on the request and not on how
+busy a link is, and the most one request can cost is known beforehand (`charge_max`).
+
+Of two tenants that always wait, neither is ahead of the other by more than `lag_max`, per weight:
+the one served is the least served, so it is never ahead of the other by more than what it is
+charged for requests that run at once.
 """
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Mapping
 from heapq import heappop, heappush
 
-from adex_scheduler.core.sequence import Sequence, Tenant
+from adex_proto.adapter import Tier
+from adex_scheduler.core.sequence import Sequence, Stage, Tenant
 
 PROMPT_TOKEN_WEIGHT = 1.0
 OUTPUT_TOKEN_WEIGHT = 2.0
+# An output token reads its share of the base weights. Those of today's models are as large as
+# 25 000 to 400 000 positions of their own KV cache, and some 64 sequences share them.
+POSITIONS_PER_OUTPUT_TOKEN = 2048
+# What bringing one position's bytes to each tier costs beside computing a prompt token, which takes
+# some 40 us: at 1 to 2 GB/s from afar, 3 GB/s from the disk, 50 GB/s onto the device.
+LOAD_WEIGHTS: Mapping[Tier, float] = {Tier.DISK: 2.0, Tier.HOST: 1.0, Tier.DEVICE: 1 / 16}
+
+
+def output_charge(positions: int, users: int) -> float:
+    """For one output token, of an adapter as large as `positions` that `users` sequences share.
+
+    It is asked once, when the sequence begins, for all of its tokens; the users are those of then.
+    """
+    return OUTPUT_TOKEN_WEIGHT * (1.0 + positions / (POSITIONS_PER_OUTPUT_TOKEN * users))
+
+
+def charge_max(prompt: int, new: int, positions: int) -> float:
+    """The most that one request costs: alone with its adapter, which it had brought from afar."""
+    outputs = new * output_charge(positions, users=1)
+    return PROMPT_TOKEN_WEIGHT * prompt + outputs + sum(LOAD_WEIGHTS.values()) * positions
+
+
+def lag_max(largest: float, at_once: int = 1) -> float:
+    """How far two tenants that always wait can come apart, each over its weight.
+
+    `largest`: the most a request costs over its tenant's weight; `at_once`: how many may run, and
+    still be charged for, when it is decided who is next.
+    """
+    return 2.0 * largest * at_once
+
+
+def owe(sequence: Sequence, tier: Tier, positions: int) -> None:
+    """The sequence has caused a load into `tier`; it is charged for it when it begins or ends.
+
+    Only the first time: what was put out while it waited comes back at our expense.
+    """
+    if sequence.began or tier <= sequence.brought:
+        return
+    sequence.brought = tier
+    sequence.owed += LOAD_WEIGHTS[tier] * positions
+    if sequence.stage is Stage.ENDED:
+        settle(sequence)
+
+
+def settle(sequence: Sequence) -> None:
+    """Charge the loads that the sequence caused."""
+    sequence.payer.charge(sequence.owed)
+    sequence.owed = 0.0
+
+
+# Where a sequence stands in fair order: its tenant's service, then its own number. Least is first.
+Rank = tuple[float, int]
+
+
+def rank(sequence: Sequence) -> Rank:
+    """The sequence's place among the firsts of several lines."""
+    return sequence.payer.served, sequence.number
 
 
 class Tenants:
     """All tenants with sequences, and the most recent ones without."""
 
-    def __init__(self, tenants_max: int) -> None:
+    def __init__(self, tenants_max: int, weights: Mapping[str, float] | None = None) -> None:
         self._tenants_max = tenants_max
+        self._weights = weights or {}
         self._tenants: OrderedDict[str, Tenant] = OrderedDict()
         self._orders = 0
         self._level = 0.0
@@ -37,7 +107,8 @@ class Tenants:
         tenant = self._tenants.get(name)
         if tenant is None:
             self._orders += 1
-            tenant = self._tenants[name] = Tenant(name, self._orders)
+            weight = self._weights.get(name, 1.0)
+            tenant = self._tenants[name] = Tenant(name, self._orders, weight=weight)
             self._forget_one()
         self._tenants.move_to_end(name)
         if tenant.waiting == 0:
@@ -64,7 +135,7 @@ class Tenants:
     def serve(self, tenant: Tenant, tokens: float) -> None:
         """Charge a tenant that was chosen before all others; that sets the level of service."""
         self._level = max(self._level, tenant.served)
-        tenant.served += tokens
+        tenant.charge(tokens)
 
     def _forget_one(self) -> None:
         """Keep the table bounded; tenants with living sequences go to the end and stay."""

@@ -1,6 +1,8 @@
 """Every limit the core works under, in one frozen value."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Limits:
     aliases_max: int = 200_000
     tenants_max: int = 100_000
     """Names and tenants remembered; the longest unused are forgotten first."""
+    tenant_weights: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+    """Shares of service by tenant, where one is to have another than 1."""
     wait_s_max: float = 300.0
     """A sequence that has not begun by then fails."""
     worker_wait_s_max: float = 30.0
@@ -52,12 +56,15 @@ class Limits:
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None or isinstance(value, bool):
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is None or isinstance(value, bool | Mapping):
                 continue
-            if value < 0 or (isinstance(value, int) and value == 0 and "retries" not in field.name):
-                raise ValueError(f"{field.name} must be positive, got {value}")
+            if value < 0 or (isinstance(value, int) and value == 0 and "retries" not in one.name):
+                raise ValueError(f"{one.name} must be positive, got {value}")
+        for tenant, weight in self.tenant_weights.items():
+            if not 0 < weight < inf:
+                raise ValueError(f"tenant_weights must be positive, got {weight} for {tenant!r}")
         if self.pinned_fraction > 1:
             raise ValueError(f"pinned_fraction must be at most 1, got {self.pinned_fraction}")
         if self.watermark_fraction >= 0.5:

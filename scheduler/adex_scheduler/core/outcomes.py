@@ -9,7 +9,6 @@ from adex_proto.outcome import SampledToken, StepOutcome
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.batch import Flight
 from adex_scheduler.core.block_table import Blocks
-from adex_scheduler.core.fairness import OUTPUT_TOKEN_WEIGHT
 from adex_scheduler.core.sequence import Sequence, Stage
 
 
@@ -55,7 +54,7 @@ def apply_outcome(
         if computed >= known.share_at:
             blocks.enter(known)
         tokens.append(token_id)
-        known.payer.served += OUTPUT_TOKEN_WEIGHT
+        known.payer.served += known.output_charge
         if token_id in known.ends or computed + 1 == known.length_max:
             reason = known.reason_to_end(eos)
             assert reason is not None

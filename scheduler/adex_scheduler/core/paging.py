@@ -10,6 +10,7 @@ from itertools import islice
 
 from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, Residence
+from adex_scheduler.core.fairness import owe, rank
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.room import Room, find_room
@@ -114,12 +115,12 @@ class Paging:
             heads = [head for line in lines if (head := line.first()) is not None]
             if not heads:
                 break
-            # Each source's line is in fair order; between sources, whoever came first.
-            sequence = min(heads, key=lambda head: head.number)
+            # Each source's line is in fair order, and so is one among their firsts.
+            sequence = min(heads, key=rank)
             assert sequence.key is not None
             alias = residency.names.get(sequence.key)
             assert alias is not None
-            residency.begin_fetch(alias)
+            residency.begin_fetch(alias, sequence)
         while residency.fetching < self._limits.fetches_max:
             some = islice(residency.stale.values(), WINDOW)
             may = (alias for alias in some if residency.may_fetch(tiers.fetch_line(alias.key)))
@@ -145,8 +146,10 @@ class Paging:
                 self._cleared_for = sequence
             cleared = sequence is self._cleared_for
             if not self._find_host_room(size, now, wanted=sequence is held, kept=cleared):
+                self._turns.note_blocked(sequence, now)
                 return
             self._cleared_for = None
+            self._owe(sequence, Tier.HOST, adapter)
             tiers.stage(adapter)
 
     def _find_host_room(self, size: int, now: float, *, wanted: bool, kept: bool) -> bool:
@@ -207,8 +210,12 @@ class Paging:
             self.relinquish(short, now, wanted=held, kept=held, spare=adapter)
             return False
         self._turns.begin(adapter, now)
+        self._owe(sequence, Tier.DEVICE, adapter)
         tiers.place(adapter, room.first, room.victims)
         return True
+
+    def _owe(self, sequence: Sequence, tier: Tier, adapter: Adapter) -> None:
+        owe(sequence, tier, adapter.pages * self._tiers.blocks.block_tokens)
 
     def _find_device_room(self, adapter: Adapter, now: float, *, held: bool) -> Room | None:
         """A run of pages for the adapter, of those of idle ones where it takes that.

@@ -22,7 +22,7 @@ from adex_proto.outcome import (
 )
 from adex_proto.plan import Fetch
 from adex_scheduler.core.adapters import Adapter, Alias, Names, Residence
-from adex_scheduler.core.fairness import Line
+from adex_scheduler.core.fairness import Line, owe
 from adex_scheduler.core.instructions import Outbox, Send
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.sequence import Sequence
@@ -177,9 +177,10 @@ class Residency:
 
     # Resolving names.
 
-    def begin_fetch(self, alias: Alias) -> None:
+    def begin_fetch(self, alias: Alias, asked_by: Sequence | None = None) -> None:
         """Have the name resolved; those who wait for it leave the line."""
         alias.fetching = True
+        alias.asked_by = asked_by
         self.fetching += 1
         self.fetching_by_line[self._tiers.fetch_line(alias.key)] += 1
         self.stale.pop(alias.key, None)
@@ -204,7 +205,11 @@ class Residency:
         if alias is None:
             return
         self._tiers.counters.fetches += 1
+        is_new = event.version.digest not in self._tiers.adapters
         adapter = self._tiers.register(event.version)
+        if is_new and alias.asked_by is not None:
+            owe(alias.asked_by, Tier.DISK, adapter.pages * self._tiers.blocks.block_tokens)
+        alias.asked_by = None
         if alias.digest != adapter.digest:
             self._drop_meaning(alias)
             alias.digest = adapter.digest
@@ -222,6 +227,7 @@ class Residency:
         if alias is None:
             return
         self._tiers.counters.fetch_failures += 1
+        alias.asked_by = None
         if alias.digest is not None and not isinstance(event.error, CallerError):
             # Its source does not answer: the version known so far serves until it does.
             alias.resolved_at = now
@@ -327,6 +333,7 @@ class Residency:
             self._tiers.register(copy.version, on_host=copy.tier is Tier.HOST)
         for alias in self.names.all():
             alias.fetching = False
+            alias.asked_by = None
             alias.waiting.clear()
             adapter = self._tiers.adapters.get(alias.digest or "")
             alias.digest = adapter.digest if adapter else None

@@ -42,8 +42,15 @@ class Tenant:
     name: str
     order: int
     served: float = 0.0
+    """What it has been charged, over its weight."""
     live: int = 0
     waiting: int = 0
+    weight: float = 1.0
+    """Its share beside others: one of weight 2 gets twice as much as one of weight 1."""
+
+    def charge(self, tokens: float) -> None:
+        """Count what it was given, in prompt tokens; see `fairness` for what counts how much."""
+        self.served += tokens / self.weight
 
 
 @dataclass(slots=True)
@@ -128,6 +135,11 @@ class Sequence:
     blocked_after: int = 0
     """When its adapter first found no room: the time, and the admissions before."""
     preemptions: int = 0
+    output_charge: float = 0.0
+    """What each token it yields adds to its payer's `served`; set when it begins."""
+    owed: float = 0.0
+    brought: Tier = Tier.ABSENT
+    """What the loads it caused cost, charged when it begins or ends, and how near they came."""
 
     @classmethod
     def of_tokens(

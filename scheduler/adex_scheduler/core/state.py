@@ -54,7 +54,7 @@ class SchedulerCore:
 
     def __init__(self, info: WorkerInfo, limits: Limits, eviction: Eviction | None = None) -> None:
         self.limits = limits
-        self.tenants = Tenants(limits.tenants_max)
+        self.tenants = Tenants(limits.tenants_max, limits.tenant_weights)
         self.counters = Counters()
         self.sequences: dict[int, Sequence] = {}
         self.connected = False

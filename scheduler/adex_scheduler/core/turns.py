@@ -7,18 +7,18 @@ all others, and that is due several times over, holds admissions back until it r
 whatever is in its way has ended.
 """
 
+from math import isfinite
+
 from adex_scheduler.core.adapters import Adapter
+from adex_scheduler.core.fairness import Rank, rank
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.sequence import Sequence
 from adex_scheduler.core.tiers import Tiers
 
 # Turns after which the first in fair order holds admissions back.
-_HOLD_TURNS = 4
+HOLD_TURNS = 4
 # The parts of a turn after which adapters are looked through again for one that may be drained.
 _LOOKS_PER_TURN = 16
-
-# Where a sequence stands in fair order: its tenant's service, then its own number. Least is first.
-Rank = tuple[float, int]
 
 
 class Turns:
@@ -52,13 +52,15 @@ class Turns:
             self._held_for = None
 
     def note_blocked(self, sequence: Sequence, now: float) -> None:
-        """The sequence's adapter is in host memory and has found no room on the device."""
+        """The sequence's adapter has found no room in host memory, or none on the device."""
         if sequence.blocked_at is None:
             sequence.blocked_at, sequence.blocked_after = now, self._admissions
-        elif self._held_for is None and self._is_due(sequence, now, turns=_HOLD_TURNS):
-            first = self._tiers.ready.first()
-            before_all = sequence is self._tiers.to_page_in.first()
-            if before_all and (first is None or _rank(sequence) < _rank(first)):
+        elif self._held_for is None and self._is_due(sequence, now, turns=HOLD_TURNS):
+            tiers = self._tiers
+            lines = (tiers.ready, tiers.to_page_in, tiers.to_stage)
+            firsts = [first for line in lines if (first := line.first()) is not None]
+            # Hints, which are behind everyone, hold nobody back.
+            if sequence is min(firsts, key=rank) and isfinite(sequence.payer.served):
                 self._held_for = sequence
 
     def displaceable(self, sequence: Sequence, now: float) -> list[Adapter]:
@@ -77,13 +79,13 @@ class Turns:
         ):
             return []
         self._looked_at, self._looked_after = now, self._admissions
-        rank = _rank(sequence)
+        own_rank = rank(sequence)
         tiers = self._tiers
         behind = [
             (adapter_rank, adapter)
             for group in (tiers.device_wanted, tiers.device_pinned)
             for adapter in group.values()
-            if (adapter_rank := _rank_of(adapter)) > rank
+            if (adapter_rank := _rank_of(adapter)) > own_rank
             and self._is_over(adapter.placed_at, adapter.placed_after, now, turns=1)
         ]
         behind.sort(key=lambda pair: pair[0], reverse=True)
@@ -101,13 +103,9 @@ class Turns:
         )
 
 
-def _rank(sequence: Sequence) -> Rank:
-    return sequence.payer.served, sequence.number
-
-
 def _rank_of(adapter: Adapter) -> Rank:
     """The rank of the oldest that waits for it; behind everyone, those nobody waits for, the one
     that has been there longest last of all."""
     if not adapter.waiting:
         return float("inf"), -adapter.placed_after
-    return _rank(adapter.waiting[adapter.first_waiting()])
+    return rank(adapter.waiting[adapter.first_waiting()])

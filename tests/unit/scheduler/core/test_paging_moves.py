@@ -6,7 +6,7 @@ from adex_proto.adapter import AdapterVersion, Tier
 from adex_proto.errors import AdapterNotFound, AdapterTooLarge, SourceUnavailable
 from adex_proto.outcome import Held
 from adex_proto.plan import Evict, Fetch, PageIn, Stage
-from adex_scheduler.core.events import Cancelled, WorkerReady
+from adex_scheduler.core.events import Cancelled, Ticked, WorkerReady
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.testing.desk import Desk, key
 
@@ -362,3 +362,27 @@ def test_more_hot_adapters_than_slots_are_all_served_in_turn() -> None:
     # Each tenant's first comes before any tenant has had all of its own.
     firsts = [list(desk.finish).index(number) for number in numbers[:20]]
     assert max(firsts) < 59
+
+
+def test_who_waits_for_host_memory_and_is_before_all_others_holds_admissions_back() -> None:
+    desk = Desk(Limits(turn_s=1.0), pages=20, host_bytes=1000)
+    desk.arrive(tenant="behind")
+    desk.settle()
+    desk.arrive(prompt=41, new=30, tenant="running")
+    desk.step()
+    behind = desk.arrive(desk.publish("behind", 1000), tenant="behind")
+    desk.settle_commands()
+    first = desk.arrive(desk.publish("first", 1000), tenant="first")
+    desk.settle_commands()
+    # Host memory holds what the one behind waits to have on the device, where it finds no room.
+    assert [desk.tier_of(key(name)) for name in ("behind", "first")] == [Tier.HOST, Tier.DISK]
+    for _ in range(2):
+        desk.now += 10.0
+        desk.tell(Ticked())
+    held = desk.core.turns.held_for
+    assert held is not None
+    assert held.number == first
+    desk.settle_commands()
+    assert [desk.tier_of(key(name)) for name in ("behind", "first")] == [Tier.DISK, Tier.HOST]
+    desk.settle()
+    assert {first, behind} <= desk.finish.keys()
