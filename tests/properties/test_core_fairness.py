@@ -1,5 +1,8 @@
 """Lines and tenants: the order of service, what it costs, and how unequal it can become."""
 
+import math
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,6 +169,12 @@ def test_who_shares_an_adapter_shares_its_part_of_the_step() -> None:
     assert output_charge(0, users=1) == OUTPUT_TOKEN_WEIGHT
     alone, shared = output_charge(5000, users=1), output_charge(5000, users=4)
     assert alone - OUTPUT_TOKEN_WEIGHT == 4 * (shared - OUTPUT_TOKEN_WEIGHT)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.inf, math.nan])
+def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="tenant_weights must be positive"):
+        Limits(tenant_weights={"a": weight})
 
 
 def test_a_tenant_back_from_idling_gets_its_share_and_no_arrears() -> None:

@@ -19,6 +19,10 @@ is not computed each step computes at least what the decodes leave of it; when a
 output remains; each preemption, of which there is at most one for each that runs, costs the steps
 in flight and one.
 
+This holds while a worker is there, and while the disk has room for what is in use: over its budget
+it takes no more until something there falls idle. What operators ask for stands in the same lines,
+and counts among those ahead.
+
 Who is not first waits for those who are. Each time, the first begins, or its tenant is charged and
 another is before it. Within one tenant those are the requests that came before it. Every other
 tenant is before it until it has been charged as much as this one's, and as far as it was behind.
