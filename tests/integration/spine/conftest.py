@@ -83,8 +83,9 @@ def free_port() -> int:
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Served from a root of its own with the demonstration adapters' files.
 
-    A module's `SERVE_FLAGS`, where it has them, are how it is served.
+    A module's `SERVE_FLAGS` and `SERVE_ENVIRONMENT`, where it has them, are how it is served.
     """
+    environment = {**os.environ, **getattr(request.module, "SERVE_ENVIRONMENT", {})}
     flags = getattr(request.module, "SERVE_FLAGS", ("--device-memory", "96MiB"))
     base = tmp_path_factory.mktemp("spine")
     root = base / "adapters"
@@ -98,7 +99,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     command += ["--local-adapter-root", str(root), "--cache-dir", str(base / "cache")]
     command += ["--port", str(port), "--grpc-port", "0", *flags]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=base)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=base, env=environment
+        )
     running = Server(f"http://127.0.0.1:{port}", process, root, log)
     try:
         running.wait_healthy()
