@@ -197,7 +197,7 @@ def plot_disturbance(
     axes.set_ylabel("inter-token time of running streams, ms")
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     axes.set_title("Running streams while cold, corrupt and hanging adapters are asked for")
     figure.savefig(path, dpi=120)
     plt.close(figure)
