@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adex_kernels import between
 from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 from adex_kernels.native import lora as native
 
@@ -32,7 +33,7 @@ _ONEDNN: Any = torch.backends.mkldnn
 
 
 class DeviceKernels(Protocol):
-    """Kernels of a kind of device, called as `attention` and `lora_add_` below."""
+    """Kernels of a kind of device, called as the functions below of the same names."""
 
     def attention(
         self,
@@ -48,9 +49,28 @@ class DeviceKernels(Protocol):
 
     def lora_add_(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> None: ...
 
+    def add_norm_(
+        self, hidden: Tensor, out: Tensor | None, weight: Tensor, eps: float
+    ) -> Tensor: ...
+
+    def rotate_write_(
+        self,
+        heads: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv: Tensor,
+        layer: int,
+        batch: AttentionBatch,
+        *,
+        query_heads: int,
+        norm: Tensor | None,
+        eps: float,
+    ) -> Tensor: ...
+
+    def gate(self, gate_up: Tensor, activation: str) -> Tensor: ...
+
 
 def serve_with(kernels: DeviceKernels, kind: str) -> None:
-    """Send attention and low-rank terms on this kind of device to `kernels` from now on."""
+    """Have `kernels` serve this kind of device from now on."""
     _KERNELS[kind] = kernels
 
 
@@ -63,9 +83,9 @@ def clear_fresh_(kv: Tensor, batch: AttentionBatch) -> None:
     """Zero the pages that this step begins to fill; to be called once, before the first layer.
 
     A page may have held an adapter or another sequence: bytes that read as NaN would get through
-    the mask from the cells behind a sequence's end.
+    the mask from the cells behind a sequence's end. Kernels of a device's own read no such cells.
     """
-    if batch.fresh_pages is not None:
+    if batch.fresh_pages is not None and kv.device.type not in _KERNELS:
         kv.index_fill_(0, batch.fresh_pages, 0)
 
 
@@ -79,6 +99,62 @@ def kv_write_(kv: Tensor, layer: int, k: Tensor, v: Tensor, batch: AttentionBatc
     keys = first + layer * (2 * tokens)
     cells.index_copy_(0, keys, k)
     cells.index_copy_(0, keys + tokens, v)
+
+
+def add_norm_(hidden: Tensor, out: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """Add `out` to `hidden` in place, then answer hidden over its root mean square, times weight.
+
+    Args:
+        hidden, out: [rows, width]; out None adds nothing.
+        weight: [width]; in float32 it multiplies before the one rounding.
+    Returns: [rows, width] in hidden's dtype.
+    """
+    if kernels := _KERNELS.get(hidden.device.type):
+        return kernels.add_norm_(hidden, out, weight, eps)
+    return between.add_norm_(hidden, out, weight, eps)
+
+
+def rotate_write_(
+    heads: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    kv: Tensor,
+    layer: int,
+    batch: AttentionBatch,
+    *,
+    query_heads: int,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Norm and rotate queries and keys, and store the keys and the values in their blocks.
+
+    Args:
+        heads: [rows, query_heads + 2 * kv_heads, head_dim]; its queries may be overwritten.
+        rotation: cos and sin, [rows, 1, rotary_dim] each; sin's first half carries the minus sign.
+        norm: [query_heads + kv_heads, head_dim], which multiplies each head over its root mean
+            square before it is rotated, or None.
+    Returns: the queries, [rows, query_heads, head_dim].
+    """
+    if kernels := _KERNELS.get(heads.device.type):
+        return kernels.rotate_write_(
+            heads, rotation, kv, layer, batch, query_heads=query_heads, norm=norm, eps=eps
+        )
+    turning = query_heads + kv.shape[4]
+    turned = heads[:, :turning]
+    if norm is not None:
+        turned = between.head_norm(turned, norm, eps)
+    turned = between.rotate(turned, *rotation)
+    kv_write_(kv, layer, turned[:, query_heads:], heads[:, turning:], batch)
+    return turned[:, :query_heads]
+
+
+def gate(gate_up: Tensor, activation: str) -> Tensor:
+    """The gated half of an MLP: activation of the first half of each row, times the second.
+
+    `activation` is "silu", "gelu" or "gelu_tanh". Returns: [rows, width / 2].
+    """
+    if kernels := _KERNELS.get(gate_up.device.type):
+        return kernels.gate(gate_up, activation)
+    return between.gate(gate_up, activation)
 
 
 def attention(

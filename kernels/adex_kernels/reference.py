@@ -17,6 +17,69 @@ def kv_write_(kv: Tensor, layer: int, k: Tensor, v: Tensor, batch: AttentionBatc
         kv[page, layer, 1, offset] = v[row]
 
 
+def add_norm_(hidden: Tensor, out: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """Add `out` to `hidden` in place; hidden over its root mean square, times weight [width].
+
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
+    if out is not None:
+        hidden += out
+    return torch.stack([_normed(row, weight, eps) for row in hidden])
+
+
+def rotate_write_(
+    heads: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    kv: Tensor,
+    layer: int,
+    batch: AttentionBatch,
+    *,
+    query_heads: int,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Norm and rotate queries and keys; store keys and values in their blocks.
+
+    Args:
+        heads: [rows, query_heads + 2 * kv_heads, head_dim].
+        rotation: cos and sin, [rows, 1, rotary_dim]; sin's first half carries the minus sign.
+        norm: [query_heads + kv_heads, head_dim] or None.
+    Returns: the queries, [rows, query_heads, head_dim]. Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    rows, kv_heads = heads.shape[0], kv.shape[4]
+    done = heads.clone()
+    for row in range(rows):
+        cos, sin = (each[row, 0].float() for each in rotation)
+        half = len(cos) // 2
+        for head in range(query_heads + kv_heads):
+            x = done[row, head] if norm is None else _normed(done[row, head], norm[head], eps)
+            x = x.float()
+            swapped = torch.cat((x[half : 2 * half], x[:half]))
+            x[: 2 * half] = x[: 2 * half] * cos + swapped * sin
+            done[row, head] = x.to(heads.dtype)
+    kv_write_(kv, layer, done[:, query_heads:-kv_heads], done[:, -kv_heads:], batch)
+    return done[:, :query_heads]
+
+
+def gate(gate_up: Tensor, activation: str) -> Tensor:
+    """Activation of the first half of each row, times the second: [rows, width / 2]."""
+    left, right = gate_up.float().chunk(2, 1)
+    if activation == "silu":
+        active = left / (1 + torch.exp(-left))
+    elif activation == "gelu":
+        active = left * 0.5 * (1 + torch.erf(left / 2**0.5))
+    else:
+        inner = (2 / torch.pi) ** 0.5 * (left + 0.044715 * left**3)
+        active = left * 0.5 * (1 + torch.tanh(inner))
+    return (active.to(gate_up.dtype).float() * right).to(gate_up.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """A weight in float32 multiplies before x is rounded to its own type, another after it."""
+    normed = x.float() / torch.sqrt((x.float() ** 2).mean() + eps)
+    return (normed * weight).to(x.dtype) if weight.dtype != x.dtype else normed.to(x.dtype) * weight
+
+
 def attention(
     q: Tensor,
     kv: Tensor,

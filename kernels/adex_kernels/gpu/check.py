@@ -5,6 +5,7 @@ served by torch, and the reason is told.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -56,6 +57,9 @@ def _fault(
     worst = _lora_error(kernels, noise, dim)
     if not worst <= _TOLERANCE:
         return f"low-rank terms are off by {worst:.3g}"
+    worst = _between_error(kernels, noise, device, heads, kv_heads, dim)
+    if not worst <= _TOLERANCE:
+        return f"what lies between products is off by {worst:.3g}"
     return None
 
 
@@ -72,6 +76,31 @@ def _attention_error(
     expected = dispatch.attention(q, kv, 0, batch, scale=dim**-0.5)
     found = kernels.attention(q, kv, 0, batch, scale=dim**-0.5, window=None, softcap=None)
     return float((found.float() - expected.float()).abs().max())
+
+
+def _between_error(
+    kernels: TritonKernels, noise: Noise, device: torch.device, heads: int, kv_heads: int, dim: int
+) -> float:
+    """The largest difference of norm, rotation, cache and gate, for three rows of a sequence."""
+    batch = AttentionBatch.build([0, 3], [18], [[3, 5]], _TOKENS, device=device)
+    hidden, out, weight = noise(3, heads * dim), noise(3, heads * dim), noise(heads * dim)
+    rotation = noise(3, 1, dim), noise(3, 1, dim)
+    x, norm = noise(3, heads + 2 * kv_heads, dim), noise(heads + kv_heads, dim)
+
+    def answers(way: Any) -> list[torch.Tensor]:
+        kv = torch.zeros((8, 2, 2, _TOKENS, kv_heads, dim), dtype=x.dtype, device=device)
+        total = hidden.clone()
+        normed = way.add_norm_(total, out, weight, 1e-5)
+        turned = way.rotate_write_(
+            x.clone(), rotation, kv, 1, batch, query_heads=heads, norm=norm, eps=1e-5
+        )
+        return [total, normed, turned, kv, way.gate(x.flatten(1), "silu")]
+
+    pairs = zip(answers(kernels), answers(dispatch), strict=True)
+    return max(
+        float(((found.float() - right.float()).abs() / (1 + right.float().abs())).max())
+        for found, right in pairs
+    )
 
 
 class _NoViews:

@@ -47,14 +47,18 @@ def rotate_write_(
     write_pages: Tensor,
     write_offsets: Tensor,
     query_heads: int,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> None:
-    """Rotate the queries in place; write the rotated keys and the values to their blocks.
+    """Norm and rotate the queries in place; write keys, so treated, and values to their blocks.
 
     Args:
         heads: [rows, query_heads + 2 * kv_heads, head_dim], the last two dimensions contiguous.
         cos, sin: [rows, 1, rotary_dim]; sin's first half carries the minus sign.
         kv: [pages, layers, 2, block_tokens, kv_heads, head_dim], contiguous.
         write_pages, write_offsets: [rows], each row's block and its place within.
+        norm: [query_heads + kv_heads, head_dim], rows contiguous, or None; it multiplies each
+            query and key over its root mean square, after that is rounded.
     """
     rows, total, head_dim = heads.shape
     rotary_dim = cos.shape[-1]
@@ -65,6 +69,7 @@ def rotate_write_(
         kv,
         write_pages,
         write_offsets,
+        heads if norm is None else norm,
         heads.stride(0),
         cos.stride(0),
         sin.stride(0),
@@ -76,8 +81,12 @@ def rotate_write_(
         (total - query_heads) // 2,
         head_dim,
         rotary_dim // 2,
+        eps,
         HALF=power_of_two(rotary_dim // 2),
+        REST=power_of_two(head_dim - rotary_dim),
         DIM=power_of_two(head_dim),
+        PARTIAL=rotary_dim < head_dim,
+        NORMS=norm is not None,
     )
 
 
@@ -142,6 +151,7 @@ def _rotate_write(
     kv_ptr,
     pages_ptr,
     offsets_ptr,
+    norm_ptr,
     row_stride,
     cos_stride,
     sin_stride,
@@ -153,46 +163,76 @@ def _rotate_write(
     kv_heads,
     head_dim,
     half,
+    eps,
     HALF: tl.constexpr,
+    REST: tl.constexpr,
     DIM: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    NORMS: tl.constexpr,
 ):
-    """One head of one row."""
+    """One head of one row: what turns, in two halves, and the rest of it."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     source = heads_ptr + row * row_stride + head * head_dim
-    dtype = heads_ptr.dtype.element_ty
     cell = tl.load(pages_ptr + row).to(tl.int64) * page_stride + layer_offset
     cell += tl.load(offsets_ptr + row).to(tl.int64) * token_stride
-    is_value = head >= query_heads + kv_heads
-    is_query = head < query_heads
-    kv_head = head - query_heads - tl.where(is_value, kv_heads, 0)
-    target = kv_ptr + cell + tl.where(is_value, value_offset, 0) + kv_head * head_dim
-    if is_value:
+    if head >= query_heads + kv_heads:
         dim = tl.arange(0, DIM)
         inside = dim < head_dim
-        tl.store(target + dim, tl.load(source + dim, mask=inside, other=0.0), mask=inside)
+        target = kv_ptr + cell + value_offset + (head - query_heads - kv_heads) * head_dim + dim
+        tl.store(target, tl.load(source + dim, mask=inside, other=0.0), mask=inside)
     else:
         dim = tl.arange(0, HALF)
         inside = dim < half
-        left = tl.load(source + dim, mask=inside, other=0.0).to(tl.float32)
-        right = tl.load(source + half + dim, mask=inside, other=0.0).to(tl.float32)
+        rest = 2 * half + tl.arange(0, REST)
+        beyond = rest < head_dim
+        left = tl.load(source + dim, mask=inside, other=0.0)
+        right = tl.load(source + half + dim, mask=inside, other=0.0)
+        other = tl.load(source + rest, mask=beyond, other=0.0)
+        if NORMS:
+            weight = norm_ptr + head * head_dim
+            root = _root(left, right, other, head_dim, eps)
+            left = _normed(left, root, weight + dim, inside)
+            right = _normed(right, root, weight + half + dim, inside)
+            other = _normed(other, root, weight + rest, beyond)
         cos = cos_ptr + row * cos_stride + dim
         sin = sin_ptr + row * sin_stride + dim
-        cos_left = tl.load(cos, mask=inside, other=0.0).to(tl.float32)
-        cos_right = tl.load(cos + half, mask=inside, other=0.0).to(tl.float32)
-        sin_left = tl.load(sin, mask=inside, other=0.0).to(tl.float32)
-        sin_right = tl.load(sin + half, mask=inside, other=0.0).to(tl.float32)
-        turned_left = (left * cos_left + right * sin_left).to(dtype)
-        turned_right = (right * cos_right + left * sin_right).to(dtype)
-        if is_query:
+        turned_left = _turned(left, right, cos, sin, inside)
+        turned_right = _turned(right, left, cos + half, sin + half, inside)
+        if head < query_heads:
             tl.store(source + dim, turned_left, mask=inside)
             tl.store(source + half + dim, turned_right, mask=inside)
+            if PARTIAL and NORMS:
+                tl.store(source + rest, other, mask=beyond)
         else:
+            target = kv_ptr + cell + (head - query_heads) * head_dim
             tl.store(target + dim, turned_left, mask=inside)
             tl.store(target + half + dim, turned_right, mask=inside)
-            rest = 2 * half + tl.arange(0, DIM)
-            beyond = rest < head_dim
-            tl.store(target + rest, tl.load(source + rest, mask=beyond, other=0.0), mask=beyond)
+            if PARTIAL:
+                tl.store(target + rest, other, mask=beyond)
+
+
+@triton.jit
+def _turned(x, partner, cos_ptr, sin_ptr, inside):
+    """x cos + partner sin, rounded once."""
+    cos = tl.load(cos_ptr, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr, mask=inside, other=0.0).to(tl.float32)
+    return (x.to(tl.float32) * cos + partner.to(tl.float32) * sin).to(x.dtype)
+
+
+@triton.jit
+def _root(left, right, other, head_dim, eps):
+    """One over the root mean square of a head, of which these are the parts."""
+    left, right, other = left.to(tl.float32), right.to(tl.float32), other.to(tl.float32)
+    total = tl.sum(left * left, 0) + tl.sum(right * right, 0) + tl.sum(other * other, 0)
+    return tl.rsqrt(total / head_dim + eps)
+
+
+@triton.jit
+def _normed(x, root, weight_ptr, inside):
+    weight = tl.load(weight_ptr, mask=inside, other=0.0).to(tl.float32)
+    normed = (x.to(tl.float32) * root).to(x.dtype)
+    return (normed.to(tl.float32) * weight).to(x.dtype)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.gpu import attention as paged
+from adex_kernels.gpu import fused
 from adex_kernels.gpu import lora as low_rank
 
 
@@ -34,3 +35,28 @@ class TritonKernels:
             assert lora.table is not None, "these kernels find adapters through the table"
             lora.work = low_rank.LoraWork.of(lora.segments, y.shape[0], lora.table)
         low_rank.lora_add_(y, x, lora.work, layer, group)
+
+    def add_norm_(self, hidden: Tensor, out: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """As `dispatch.add_norm_`."""
+        return fused.add_norm_(hidden, out, weight, eps)
+
+    def rotate_write_(
+        self,
+        heads: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        kv: Tensor,
+        layer: int,
+        batch: AttentionBatch,
+        *,
+        query_heads: int,
+        norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """As `dispatch.rotate_write_`; the queries are turned where they are."""
+        cells = batch.write_pages, batch.write_offsets
+        fused.rotate_write_(heads, *rotation, kv, layer, *cells, query_heads, norm=norm, eps=eps)
+        return heads[:, :query_heads]
+
+    def gate(self, gate_up: Tensor, activation: str) -> Tensor:
+        """As `dispatch.gate`."""
+        return fused.gate(gate_up, activation)

@@ -77,6 +77,53 @@ def test_keys_and_values_go_where_the_reference_puts_them(mix: list[tuple[int, i
 
 
 @each_mix
+@pytest.mark.parametrize(("rotary_dim", "norms"), [(8, False), (8, True), (4, True)])
+def test_heads_are_normed_turned_and_stored_as_the_reference_does(
+    mix: list[tuple[int, int]], rotary_dim: int, norms: bool
+) -> None:
+    world = World(mix)
+    heads = torch.cat((world.q, world.k, world.v), 1)
+    angles = torch.rand(world.rows, 1, rotary_dim // 2) * 6
+    cos, sin = angles.cos(), angles.sin()
+    rotation = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    norm = torch.rand(HEADS + KV_HEADS, HEAD_DIM) if norms else None
+    expected_kv = world.kv.clone()
+    expected = reference.rotate_write_(
+        heads, rotation, expected_kv, LAYER, world.batch, query_heads=HEADS, norm=norm, eps=1e-3
+    )
+    found = dispatch.rotate_write_(
+        heads, rotation, world.kv, LAYER, world.batch, query_heads=HEADS, norm=norm, eps=1e-3
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(world.kv, expected_kv, equal_nan=True)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_equal_the_reference(dtype: torch.dtype, wide: bool, adds: bool) -> None:
+    torch.manual_seed(1)
+    hidden, out = torch.randn(2, 4, 40).to(dtype)
+    weight = torch.rand(40) + (0.5 if wide else 0)
+    weight = weight if wide else weight.to(dtype)
+    sums = hidden.clone(), hidden.clone()
+    expected = reference.add_norm_(sums[0], out if adds else None, weight, 1e-4)
+    found = dispatch.add_norm_(sums[1], out if adds else None, weight, 1e-4)
+    torch.testing.assert_close(
+        found, expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6
+    )
+    assert torch.equal(*sums)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gates_equal_the_reference(activation: str) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(3, 24) * 2
+    expected = reference.gate(x, activation)
+    torch.testing.assert_close(dispatch.gate(x, activation), expected, rtol=1e-5, atol=1e-6)
+
+
+@each_mix
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 1, 6, 64])
 def test_attention_equals_the_reference_whatever_other_pages_hold(

@@ -16,7 +16,7 @@ from adex_kernels.layout import Group
 from adex_kernels.linear import linear
 from adex_kernels.native.panels import PackedWeight, Weight
 from adex_kernels.native.step import BLOCK_TOKENS, NativeModel, Shape
-from adex_worker.model.rope import Rope, rotate
+from adex_worker.model.rope import Rope
 from adex_worker.model.spec import ModelSpec
 
 
@@ -130,40 +130,49 @@ class Decoder:
         lora: LoraBatch | None,
         logit_rows: Tensor | None,
     ) -> Tensor:
-        """Logits of the wanted rows, one operation after the other; hidden is overwritten."""
+        """Logits of the wanted rows, one operation after the other; hidden is overwritten.
+
+        What a half of a layer answers is added by the norm that begins the next.
+        """
+        eps, out = self.spec.norm_eps, None
         for layer, weights in enumerate(self.weights.layers):
-            self._attention_(hidden, weights, layer, rotation, kv, attention, lora)
-            self._mlp_(hidden, weights, layer, lora)
+            normed = dispatch.add_norm_(hidden, out, weights.attention_norm, eps)
+            out = self._attention(normed, weights, layer, rotation, kv, attention, lora)
+            normed = dispatch.add_norm_(hidden, out, weights.mlp_norm, eps)
+            out = self._mlp(normed, weights, layer, lora)
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
-        hidden = rms_norm(hidden, self.weights.norm, self.spec.norm_eps)
-        return linear(hidden, self.weights.head).float()
+            out = None if out is None else out.index_select(0, logit_rows)
+        normed = dispatch.add_norm_(hidden, out, self.weights.norm, eps)
+        return linear(normed, self.weights.head).float()
 
-    def _attention_(
+    def _attention(
         self,
-        hidden: Tensor,
+        normed: Tensor,
         weights: LayerWeights,
         layer: int,
         rotation: tuple[Tensor, Tensor],
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
-    ) -> None:
-        """Add one layer's attention to hidden [rows, hidden], in place."""
+    ) -> Tensor:
+        """What one layer's attention adds to the hidden rows, [rows, hidden]."""
         spec = self.spec
-        normed = rms_norm(hidden, weights.attention_norm, spec.norm_eps)
         qkv = linear(normed, weights.qkv, weights.qkv_bias)
         if lora is not None:
             dispatch.lora_add_(qkv, normed, lora, layer, Group.QKV)
-        heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
-        turning = spec.heads + spec.kv_heads
-        queries_keys = heads[:, :turning]
-        if weights.qk_norm is not None:
-            queries_keys = head_norm(queries_keys, weights.qk_norm, spec.norm_eps)
-        queries_keys = rotate(queries_keys, *rotation)
-        dispatch.kv_write_(kv, layer, queries_keys[:, spec.heads :], heads[:, turning:], attention)
+        queries = dispatch.rotate_write_(
+            qkv.view(qkv.shape[0], -1, spec.head_dim),
+            rotation,
+            kv,
+            layer,
+            attention,
+            query_heads=spec.heads,
+            norm=weights.qk_norm,
+            eps=spec.norm_eps,
+        )
         attended = dispatch.attention(
-            queries_keys[:, : spec.heads],
+            queries,
             kv,
             layer,
             attention,
@@ -175,31 +184,24 @@ class Decoder:
         if lora is not None:
             dispatch.lora_add_(out, attended, lora, layer, Group.O)
         if weights.attention_out_norm is not None:
-            out = rms_norm(out, weights.attention_out_norm, spec.norm_eps)
-        hidden.add_(out)
+            out = dispatch.add_norm_(out, None, weights.attention_out_norm, spec.norm_eps)
+        return out
 
-    def _mlp_(
-        self, hidden: Tensor, weights: LayerWeights, layer: int, lora: LoraBatch | None
-    ) -> None:
-        """Add one layer's gated MLP to hidden [rows, hidden], in place."""
+    def _mlp(
+        self, normed: Tensor, weights: LayerWeights, layer: int, lora: LoraBatch | None
+    ) -> Tensor:
+        """What one layer's gated MLP adds to the hidden rows, [rows, hidden]."""
         spec = self.spec
-        normed = rms_norm(hidden, weights.mlp_norm, spec.norm_eps)
         gate_up = linear(normed, weights.gate_up, weights.gate_up_bias)
         if lora is not None:
             dispatch.lora_add_(gate_up, normed, lora, layer, Group.GATE_UP)
-        gate, up = gate_up.chunk(2, 1)
-        if spec.activation == "silu":
-            wide = functional.silu(gate)
-        else:
-            form = "tanh" if spec.activation == "gelu_tanh" else "none"
-            wide = functional.gelu(gate, approximate=form)
-        wide.mul_(up)
+        wide = dispatch.gate(gate_up, spec.activation)
         out = linear(wide, weights.down, weights.down_bias)
         if lora is not None:
             dispatch.lora_add_(out, wide, lora, layer, Group.DOWN)
         if weights.mlp_out_norm is not None:
-            out = rms_norm(out, weights.mlp_out_norm, spec.norm_eps)
-        hidden.add_(out)
+            out = dispatch.add_norm_(out, None, weights.mlp_out_norm, spec.norm_eps)
+        return out
 
 
 def _native_model(spec: ModelSpec, weights: ModelWeights, dtype: torch.dtype) -> NativeModel | None:
@@ -222,16 +224,3 @@ def _native_model(spec: ModelSpec, weights: ModelWeights, dtype: torch.dtype) ->
     )
     head = weights.head if isinstance(weights.head, PackedWeight) else None
     return NativeModel(shape, weights.layers, weights.norm, head, dtype)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x over the root of its mean square along the last dimension, times weight; x's dtype."""
-    shape = weight.shape[-1:]
-    if weight.dtype != x.dtype:
-        return functional.rms_norm(x.float(), shape, weight, eps).to(x.dtype)
-    return functional.rms_norm(x, shape, weight, eps)
-
-
-def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm` of each head of x [rows, heads, head_dim]; weight is [heads, head_dim]."""
-    return functional.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)

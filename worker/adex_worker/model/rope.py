@@ -1,4 +1,4 @@
-"""Rotary embeddings: frequencies of every served scaling, and the rotation of a step's rows.
+"""Rotary embeddings: frequencies of every served scaling, and the angles of a step's rows.
 
 The angle of a row is its position times the frequencies, computed in float32 once per step for all
 layers; no table over positions is kept, so its memory does not grow with the context.
@@ -36,7 +36,7 @@ class Rope:
     def rotation(
         self, positions: Tensor, lens: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin for each row, [rows, 1, rotary_dim], to be used by `rotate`.
+        """cos and sin for each row, [rows, 1, rotary_dim], as `dispatch.rotate_write_` takes them.
 
         Args:
             positions: [rows] int64.
@@ -63,19 +63,6 @@ class Rope:
             theta = spec.theta * stretch ** (dim / (dim - 2))
             return 1.0 / theta.unsqueeze(1) ** _exponents(dim, lens.device)
         return self._frequencies
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading cos.shape[-1] elements of each head of x [rows, heads, head_dim]."""
-    rotary_dim = cos.shape[-1]
-    if rotary_dim < x.shape[-1]:
-        turned = rotate(x[..., :rotary_dim], cos, sin)
-        return torch.cat((turned, x[..., rotary_dim:]), -1)
-    half = rotary_dim // 2
-    turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half])
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return turned
 
 
 def frequencies(spec: RopeSpec) -> Tensor:

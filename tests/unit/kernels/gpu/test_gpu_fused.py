@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from adex_kernels import reference
+from adex_kernels.batch import AttentionBatch
 from adex_kernels.gpu.fused import add_norm_, gate, rotate_write_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -34,9 +36,10 @@ def test_norm_after_sum(dtype: torch.dtype, adds: bool, width: int, device: torc
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(16, 16), (24, 24), (32, 8)])
 def test_rotation_and_the_write(
-    dtype: torch.dtype, head_dim: int, rotary_dim: int, device: torch.device
+    dtype: torch.dtype, norms: bool, head_dim: int, rotary_dim: int, device: torch.device
 ) -> None:
     torch.manual_seed(head_dim)
     rows, heads, kv_heads, layer = 5, 4, 2, 1
@@ -45,14 +48,12 @@ def test_rotation_and_the_write(
     cos = torch.cat((angles.cos(), angles.cos()), -1).to(dtype)
     sin = torch.cat((-angles.sin(), angles.sin()), -1).to(dtype)
     kv = torch.zeros(7, 2, 2, 4, kv_heads, head_dim, dtype=dtype)
-    pages, offsets = torch.tensor([6, 6, 2, 0, 3]), torch.tensor([0, 1, 3, 2, 0])
-    half = rotary_dim // 2
-    swapped = torch.cat((x[..., half:rotary_dim], x[..., :half]), -1).float()
-    turned = x.clone()
-    turned[..., :rotary_dim] = (x[..., :rotary_dim].float() * cos + swapped * sin).to(dtype)
-    expected = kv.clone()
-    expected[pages, layer, 0, offsets] = turned[:, heads : heads + kv_heads]
-    expected[pages, layer, 1, offsets] = x[:, heads + kv_heads :]
+    norm = torch.rand(heads + kv_heads, head_dim).to(dtype) if norms else None
+    batch = AttentionBatch.build([0, 2, 5], [2, 11], [[6], [0, 2, 3]], 4)
+    expected_cache = kv.clone()
+    expected = reference.rotate_write_(
+        x, (cos, sin), expected_cache, layer, batch, query_heads=heads, norm=norm, eps=1e-3
+    )
     there, cache = x.to(device), kv.to(device)
     rotate_write_(
         there,
@@ -60,12 +61,14 @@ def test_rotation_and_the_write(
         sin.to(device),
         cache,
         layer,
-        pages.to(device),
-        offsets.to(device),
+        batch.write_pages.to(device),
+        batch.write_offsets.to(device),
         heads,
+        None if norm is None else norm.to(device),
+        1e-3,
     )
-    near(there[:, :heads], turned[:, :heads])
-    near(cache, expected)
+    near(there[:, :heads], expected)
+    near(cache, expected_cache)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adex_kernels import between, dispatch
 from adex_kernels.batch import AttentionBatch
 from adex_kernels.native import library
 from adex_worker import native
@@ -45,6 +46,7 @@ class Pair:
         folder: Path,
         dtype: str = "float32",
         block_tokens: int = BLOCK_TOKENS,
+        device: str = "cpu",
     ) -> None:
         self.block_tokens = block_tokens
         torch.manual_seed(7)
@@ -59,7 +61,7 @@ class Pair:
                 parameter.normal_(mean, 0.2)
         self.theirs.save_pretrained(folder)
         self.folder = folder
-        self.ours: Decoder = load_model(folder, dtype=dtype)
+        self.ours: Decoder = load_model(folder, dtype=dtype, device=device)
 
     def expected(self, token_ids: Tensor) -> Tensor:
         """[tokens, vocabulary], the sequence alone and in one go."""
@@ -79,7 +81,8 @@ class Pair:
         shuffled = torch.randperm(pages_each * len(sequences)).view(len(sequences), pages_each)
         # What a page held before must not matter, whatever it was.
         shape = self.ours.kv_shape(shuffled.numel(), block)
-        kv = torch.full(shape, float("nan"), dtype=self.ours.dtype)
+        device = self.ours.device
+        kv = torch.full(shape, float("nan"), dtype=self.ours.dtype, device=device)
         done = [0] * len(sequences)
         found: list[list[Tensor]] = [[] for _ in sequences]
         for step in steps:
@@ -93,8 +96,9 @@ class Pair:
                 lens.append(done[sequence])
                 wholes.append(known_lens[sequence] if known_lens else done[sequence])
             tables = [shuffled[s, : -(-done[s] // block)].tolist() for s, _ in step]
-            batch = AttentionBatch.build(starts, lens, tables, block, sequence_lens=wholes)
-            logits = self.ours.forward(torch.cat(ids), torch.cat(positions), kv, batch)
+            batch = AttentionBatch.build(starts, lens, tables, block, device, wholes)
+            rows = torch.cat(ids).to(device), torch.cat(positions).to(device)
+            logits = self.ours.forward(*rows, kv, batch).cpu()
             for index, (sequence, _) in enumerate(step):
                 found[sequence].append(logits[starts[index] : starts[index + 1]])
         return [torch.cat(pieces) for pieces in found]
@@ -127,6 +131,21 @@ def compiled(
     library.register(None)
 
 
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where Triton's kernels run, a GPU or their interpreter; everything that they do is theirs."""
+    kernels = pytest.importorskip("adex_kernels.gpu.kernels", reason="there is no Triton here")
+    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+    def refused(*_: object) -> Tensor:
+        raise AssertionError("a step went through torch's operations")
+
+    for name in ("add_norm_", "rotate", "gate"):
+        monkeypatch.setattr(between, name, refused)
+    monkeypatch.setattr(dispatch, "_KERNELS", {device: kernels.TritonKernels()})
+    return device
+
+
 @pytest.fixture(params=["torch", "compiled"])
 def each_way(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Pair]:
     """Makes pairs whose steps are computed by torch, or compiled."""
@@ -144,8 +163,11 @@ def each_way(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Pa
 @pytest.fixture
 def pair(tmp_path: Path) -> Callable[..., Pair]:
     def make(
-        config: dict[str, Any], dtype: str = "float32", block_tokens: int = BLOCK_TOKENS
+        config: dict[str, Any],
+        dtype: str = "float32",
+        block_tokens: int = BLOCK_TOKENS,
+        device: str = "cpu",
     ) -> Pair:
-        return Pair(config, tmp_path, dtype, block_tokens)
+        return Pair(config, tmp_path, dtype, block_tokens, device)
 
     return make

@@ -175,6 +175,21 @@ def test_chunks_mixed_with_decodes_of_other_sequences_have_the_logits_of_transfo
         assert_close(answer, both.expected(sequence))
 
 
+# Between them biases, windows, norms of heads, caps and rotations of a part.
+TRITON_CASES = ("llama-biased", "qwen3-window-biased", "gemma2", "phi3-window-partial")
+
+
+@pytest.mark.parametrize("name", TRITON_CASES)
+def test_steps_of_tritons_kernels_have_the_logits_of_transformers(
+    pair: Callable[..., Any], triton_device: str, name: str
+) -> None:
+    both = pair(CASES[name], device=triton_device)
+    tokens = sequences(13, 3)
+    found = both.answers(tokens, [[(0, 12)], [(0, 1), (1, 3)]], known_lens=[13, 3])
+    for answer, sequence in zip(found, tokens, strict=True):
+        assert_close(answer, both.expected(sequence))
+
+
 @pytest.mark.parametrize("name", ["llama-dynamic-long", "phi3-longrope-long"])
 def test_a_sequence_that_outgrows_the_original_length_decodes_as_transformers_does_with_a_cache(
     each_way: Callable[..., Any], name: str
