@@ -56,7 +56,8 @@ def rotate_write_(
         heads: [rows, query_heads + 2 * kv_heads, head_dim], the last two dimensions contiguous.
         cos, sin: [rows, 1, rotary_dim]; sin's first half carries the minus sign.
         kv: [pages, layers, 2, block_tokens, kv_heads, head_dim], contiguous.
-        write_pages, write_offsets: [rows], each row's block and its place within.
+        write_pages, write_offsets: [rows], each row's block and its place within; a row whose page
+            is below 0 is passed over.
         norm: [query_heads + kv_heads, head_dim], rows contiguous, or None; it multiplies each
             query and key over its root mean square, after that is rounded.
     """
@@ -174,7 +175,10 @@ def _rotate_write(
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     source = heads_ptr + row * row_stride + head * head_dim
-    cell = tl.load(pages_ptr + row).to(tl.int64) * page_stride + layer_offset
+    page = tl.load(pages_ptr + row).to(tl.int64)
+    if page < 0:
+        return
+    cell = page * page_stride + layer_offset
     cell += tl.load(offsets_ptr + row).to(tl.int64) * token_stride
     if head >= query_heads + kv_heads:
         dim = tl.arange(0, DIM)

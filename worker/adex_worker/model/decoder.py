@@ -91,15 +91,17 @@ class Decoder:
         attention: AttentionBatch,
         lora: LoraBatch | None = None,
         logit_rows: Tensor | None = None,
+        into: Tensor | None = None,
     ) -> Tensor:
         """Run one step: rows of any sequences, prefill chunks and decodes mixed.
 
         Args:
-            token_ids, positions: [rows] int64.
+            token_ids, positions: [rows] int64 or int32.
             kv: [pages, layers, 2, block_tokens, kv_heads, head_dim] in the model's dtype,
                 contiguous; this step's keys and values are written into it.
             lora: None when every row belongs to the base model.
             logit_rows: [wanted] int64, rows whose logits are wanted; None is all.
+            into: where the logits are to be, [wanted, vocabulary] float32; None is anywhere.
         Returns: [wanted, vocabulary] float32.
         """
         if lora is not None and not lora.segments:
@@ -114,9 +116,10 @@ class Decoder:
         if self._native is not None and attention.block_tokens == BLOCK_TOKENS:
             logits = self._native.forward(hidden, rotation, kv, attention, lora, logit_rows)
             if logits is not None and not self._native.has_head:
-                logits = linear(logits, self.weights.head).float()
+                logits = linear(logits, self.weights.head)
         if logits is None:
             logits = self._by_operations(hidden, rotation, kv, attention, lora, logit_rows)
+        logits = logits.float() if into is None else into.copy_(logits)
         if spec.logit_softcap is not None:
             logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
         return logits
@@ -130,7 +133,7 @@ class Decoder:
         lora: LoraBatch | None,
         logit_rows: Tensor | None,
     ) -> Tensor:
-        """Logits of the wanted rows, one operation after the other; hidden is overwritten.
+        """Logits of the wanted rows in the serving type; hidden is overwritten.
 
         What a half of a layer answers is added by the norm that begins the next.
         """
@@ -144,7 +147,7 @@ class Decoder:
             hidden = hidden.index_select(0, logit_rows)
             out = None if out is None else out.index_select(0, logit_rows)
         normed = dispatch.add_norm_(hidden, out, self.weights.norm, eps)
-        return linear(normed, self.weights.head).float()
+        return linear(normed, self.weights.head)
 
     def _attention(
         self,

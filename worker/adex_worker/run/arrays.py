@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adex_kernels.batch import uploaded
+
 IntArray = NDArray[np.int64]
 KeyArray = NDArray[np.int32]
 UintArray = NDArray[np.uint64]
@@ -17,7 +19,7 @@ ByteArray = NDArray[np.uint8]
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     """A host array on `device`, without waiting for it."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    return uploaded(torch.from_numpy(array), device)
 
 
 def grown(array: NDArray[Any], rows: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""From a plan to the tensors of one forward pass.
+"""From a plan to the rows of one forward pass.
 
 Rows are ordered so that the rows of one slot are neighbours, and within a slot short spans come
 first: each adapter is one segment, and the decodes lie together. What a plan says wrongly about one
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_proto.outcome import SequenceFailure
 from adex_proto.plan import Span
-from adex_worker.run.arrays import BoolArray, IntArray, upload
+from adex_worker.run.arrays import BoolArray, IntArray
 from adex_worker.run.sequences import SequenceTable
 
 
@@ -35,24 +34,38 @@ class PoolLimits:
 
 @dataclass(slots=True)
 class StepInputs:
-    """One step's tensors, [rows] where rows are positions of all spans.
+    """One step on the host, [rows] where rows are positions of all spans.
 
     `segments` are (row_start, row_stop, slot) of the adapters. `logit_rows` [sampled] are the rows
     whose logits are wanted, `sampled` [sampled] the table rows of their sequences, in that order.
     `table_rows` [sequences], `starts` and `stops` [sequences] say which positions are computed, and
-    `query_starts` [sequences + 1] in which rows.
+    `query_starts` [sequences + 1] in which rows. `tables` [sequences, blocks_max] are their pages,
+    `known` [sequences] how many tokens each has.
     """
 
-    token_ids: Tensor
-    positions: Tensor
-    attention: AttentionBatch
+    token_ids: IntArray
+    positions: IntArray
     segments: list[tuple[int, int, int]]
-    logit_rows: Tensor
+    logit_rows: IntArray
     sampled: IntArray
     table_rows: IntArray
     starts: IntArray
     stops: IntArray
     query_starts: IntArray
+    tables: IntArray
+    known: IntArray
+    block_tokens: int
+
+    def attention(self, device: torch.device) -> AttentionBatch:
+        """The rows, sequences and blocks of the step on the device."""
+        return AttentionBatch.build(
+            self.query_starts.tolist(),
+            self.stops.tolist(),
+            torch.from_numpy(self.tables),
+            self.block_tokens,
+            device,
+            self.known.tolist(),
+        )
 
 
 @dataclass(slots=True)
@@ -75,11 +88,10 @@ def step_inputs(
     table: SequenceTable,
     limits: PoolLimits,
     is_resident: Callable[[int], bool],
-    device: torch.device,
 ) -> tuple[StepInputs | None, list[SequenceFailure]]:
     """Check the spans and lay them out. Block tables are extended by the spans' new blocks.
 
-    Returns: the tensors, None when no span is left to compute, and the sequences refused.
+    Returns: the step, None when no span is left to compute, and the sequences refused.
     """
     failures: list[SequenceFailure] = []
     reason = _unfit_as_a_whole(spans, limits)
@@ -98,7 +110,7 @@ def step_inputs(
         return None, failures
     columns = columns.at(np.flatnonzero(good))
     order = np.lexsort((columns.counts, table.slot[columns.rows]))
-    return _laid_out(columns.at(order), table, limits, device), failures
+    return _laid_out(columns.at(order), table, limits), failures
 
 
 def _unfit_as_a_whole(spans: tuple[Span, ...], limits: PoolLimits) -> str | None:
@@ -212,35 +224,27 @@ def _writes_alone(
     return alone
 
 
-def _laid_out(
-    columns: _Columns, table: SequenceTable, limits: PoolLimits, device: torch.device
-) -> StepInputs:
+def _laid_out(columns: _Columns, table: SequenceTable, limits: PoolLimits) -> StepInputs:
     rows, starts, counts = columns.rows, columns.starts, columns.counts
     stops = starts + counts
     query_starts = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(counts, out=query_starts[1:])
     positions = np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts)
     blocks_max = -(-int(stops.max()) // limits.block_tokens)
-    attention = AttentionBatch.build(
-        query_starts.tolist(),
-        stops.tolist(),
-        torch.from_numpy(table.blocks[rows, :blocks_max]),
-        limits.block_tokens,
-        device,
-        table.known[rows].tolist(),
-    )
     sampling = np.flatnonzero(columns.samples)
     return StepInputs(
-        token_ids=upload(_token_ids(columns, table, query_starts), device),
-        positions=upload(positions, device),
-        attention=attention,
+        token_ids=_token_ids(columns, table, query_starts),
+        positions=positions,
         segments=_segments(table.slot[rows], query_starts),
-        logit_rows=upload(query_starts[1:][sampling] - 1, device),
+        logit_rows=query_starts[1:][sampling] - 1,
         sampled=rows[sampling],
         table_rows=rows,
         starts=starts,
         stops=stops,
         query_starts=query_starts,
+        tables=table.blocks[rows, :blocks_max],
+        known=table.known[rows],
+        block_tokens=limits.block_tokens,
     )
 
 

@@ -19,12 +19,12 @@ from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
 from adex_proto.grammar import Grammar
 from adex_proto.outcome import PromptScores, SampledToken, SequenceFailure, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
-from adex_worker.run.arrays import IntArray
+from adex_worker.run.arrays import IntArray, upload
 from adex_worker.run.constraints import ConstraintTable, Masks
 from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
 from adex_worker.run.sample import Sampled, sample
 from adex_worker.run.sampling_table import Needs, SamplingTable
-from adex_worker.run.scores import prompt_scores, scored_rows, with_scored
+from adex_worker.run.scores import ScoredRows, prompt_scores, scored_rows, with_scored
 from adex_worker.run.sequences import SequenceTable
 
 _LOG = logging.getLogger(__name__)
@@ -46,6 +46,18 @@ class Forward(Protocol):
         lora: LoraBatch | None = None,
         logit_rows: Tensor | None = None,
     ) -> Tensor: ...
+
+
+class RecordedDecodes(Protocol):
+    """Steps of decodes that the device launches by itself."""
+
+    def take(self, inputs: StepInputs) -> bool:
+        """Whether `forward` can compute this step."""
+        ...
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """Logits [logit_rows, vocabulary] float32, good until the next call."""
+        ...
 
 
 class ResidentViews(SlotViews, Protocol):
@@ -86,10 +98,11 @@ class Runner:
         slots: ResidentViews,
         info: WorkerInfo,
         constraints: ConstraintTable | None = None,
+        graphs: RecordedDecodes | None = None,
     ) -> None:
         """`kv` is the pool as KV blocks, [pages, layers, 2, block_tokens, kv_heads, head_dim].
 
-        Without `constraints` no sequence may have a grammar.
+        Without `constraints` no sequence may have a grammar. `graphs` compute the steps they take.
         """
         self._model = model
         self._kv = kv
@@ -109,6 +122,7 @@ class Runner:
         )
         self._sampling = SamplingTable(vocabulary=info.vocabulary, eos_token_ids=info.eos_token_ids)
         self._constraints = constraints
+        self._graphs = graphs
         self._steps = self._rows = self._tokens = self._failures = 0
         self._seconds = 0.0
 
@@ -142,7 +156,7 @@ class Runner:
         scores: tuple[PromptScores, ...] = ()
         if spans:
             inputs, unfit = step_inputs(
-                spans, self._sequences, self._limits, self._slots.__contains__, self._kv.device
+                spans, self._sequences, self._limits, self._slots.__contains__
             )
             failures += unfit
             if inputs is not None:
@@ -192,19 +206,7 @@ class Runner:
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptScores, ...], list[SequenceFailure]]:
         try:
             scored = scored_rows(inputs, self._sequences, self._sampling)
-            lora = (
-                LoraBatch(inputs.segments, self._slots, table=self._slots.table)
-                if inputs.segments
-                else None
-            )
-            logits = self._model.forward(
-                inputs.token_ids,
-                inputs.positions,
-                self._kv,
-                inputs.attention,
-                lora,
-                with_scored(inputs.logit_rows, scored),
-            )
+            logits = self._logits(inputs, scored)
             self._sequences.computed[inputs.table_rows] = inputs.stops
             self._rows += len(inputs.token_ids)
             sampled = len(inputs.sampled)
@@ -217,6 +219,22 @@ class Runner:
             # Whatever a pass raises costs this step's sequences and nothing else.
             _LOG.exception("step %d failed", step)
             return (), (), self._all_failed(inputs, error)
+
+    def _logits(self, inputs: StepInputs, scored: ScoredRows | None) -> Tensor:
+        """[sampled and then scored rows, vocabulary] float32, of one forward pass."""
+        if self._graphs is not None and scored is None and self._graphs.take(inputs):
+            return self._graphs.forward(inputs)
+        device, lora = self._kv.device, None
+        if inputs.segments:
+            lora = LoraBatch(inputs.segments, self._slots, table=self._slots.table)
+        return self._model.forward(
+            upload(inputs.token_ids, device),
+            upload(inputs.positions, device),
+            self._kv,
+            inputs.attention(device),
+            lora,
+            upload(with_scored(inputs.logit_rows, scored), device),
+        )
 
     def _wait_for_device(self) -> None:
         """An outcome frees pages, also for copies that do not queue behind the steps. Reading

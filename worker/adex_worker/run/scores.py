@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from adex_proto.errors import ProtocolViolation
@@ -60,11 +59,9 @@ def scored_rows(
     return ScoredRows(np.concatenate(rows), np.concatenate(tokens), parts)
 
 
-def with_scored(logit_rows: Tensor, scored: ScoredRows | None) -> Tensor:
+def with_scored(logit_rows: IntArray, scored: ScoredRows | None) -> IntArray:
     """The rows whose logits a step needs: those that are sampled, then those that score."""
-    if scored is None:
-        return logit_rows
-    return torch.cat((logit_rows, upload(scored.rows, logit_rows.device)))
+    return logit_rows if scored is None else np.concatenate((logit_rows, scored.rows))
 
 
 def prompt_scores(logits: Tensor, scored: ScoredRows) -> tuple[PromptScores, ...]:

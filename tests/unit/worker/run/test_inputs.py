@@ -12,6 +12,7 @@ from adex_worker.run.sampling_table import SamplingTable
 from adex_worker.run.sequences import SequenceTable
 
 BLOCK_TOKENS = 4
+CPU = torch.device("cpu")
 GREEDY = SamplingParams(max_new_tokens=9)
 LIMITS = PoolLimits(
     pages=1000,
@@ -34,9 +35,7 @@ def table_of(*sequences: tuple[int, list[int], int]) -> SequenceTable:
 def build(
     spans: list[Span], table: SequenceTable, resident: tuple[int, ...] = (1, 2, 3)
 ) -> tuple[StepInputs, list[int]]:
-    inputs, failures = step_inputs(
-        tuple(spans), table, LIMITS, resident.__contains__, torch.device("cpu")
-    )
+    inputs, failures = step_inputs(tuple(spans), table, LIMITS, resident.__contains__)
     assert inputs is not None
     return inputs, [failure.sequence for failure in failures]
 
@@ -69,8 +68,8 @@ def test_the_whole_known_length_goes_with_each_chunk_of_a_prompt() -> None:
     """Where a rotation depends on the length, a chunk is turned as the whole prompt would be."""
     table = table_of((1, list(range(20)), 0))
     inputs, _ = build([Span(1, 0, 5, False, (10, 11))], table)
-    assert inputs.attention.row_lens.tolist() == [20] * 5
-    assert inputs.attention.context_lens == [5]
+    assert inputs.attention(CPU).row_lens.tolist() == [20] * 5
+    assert inputs.attention(CPU).context_lens == [5]
 
 
 def test_a_decode_computes_the_last_token_sampled_here() -> None:
@@ -82,14 +81,14 @@ def test_a_decode_computes_the_last_token_sampled_here() -> None:
     inputs, _ = build([Span(1, 3, 1, True)], table)
     assert inputs.token_ids.tolist() == [42]
     assert inputs.positions.tolist() == [3]
-    assert inputs.attention.write_pages.tolist() == [10]
-    assert inputs.attention.write_offsets.tolist() == [3]
+    assert inputs.attention(CPU).write_pages.tolist() == [10]
+    assert inputs.attention(CPU).write_offsets.tolist() == [3]
 
 
 def test_pages_come_from_each_sequences_own_table_in_order() -> None:
     table = table_of((1, list(range(9)), 0), (2, list(range(9)), 0))
     inputs, _ = build([Span(1, 0, 9, True, (50, 20, 30)), Span(2, 0, 9, True, (60, 15, 40))], table)
-    pages = inputs.attention.write_pages.tolist()
+    pages = inputs.attention(CPU).write_pages.tolist()
     assert pages[:9] == [50] * 4 + [20] * 4 + [30]
     assert pages[9:] == [60] * 4 + [15] * 4 + [40]
 
@@ -99,9 +98,7 @@ def test_a_prefix_may_begin_where_another_sequences_cache_ends_but_never_leave_a
     inputs, _ = build([Span(1, 8, 4, False, (10, 11, 12))], table)
     assert inputs.positions.tolist() == [8, 9, 10, 11]
     table.computed[table.rows_of([1])] = 12
-    _, failures = step_inputs(
-        (Span(1, 13, 2, False, (13,)),), table, LIMITS, lambda _: True, torch.device("cpu")
-    )
+    _, failures = step_inputs((Span(1, 13, 2, False, (13,)),), table, LIMITS, lambda _: True)
     assert "leaves a gap" in str(failures[0].error)
 
 
@@ -134,7 +131,7 @@ def test_every_span_is_either_computed_or_refused_and_none_twice(
         Span(i, start, count, start + count == length, tuple(range(10 + 20 * i, 18 + 20 * i)))
         for i, (length, _, start, count) in enumerate(shapes)
     )
-    inputs, failures = step_inputs(spans, table, LIMITS, (1, 2).__contains__, torch.device("cpu"))
+    inputs, failures = step_inputs(spans, table, LIMITS, (1, 2).__contains__)
     computed = [] if inputs is None else table.numbers[inputs.table_rows].tolist()
     refused = [failure.sequence for failure in failures]
     assert sorted(computed + refused) == list(range(len(shapes)))
