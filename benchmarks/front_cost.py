@@ -28,7 +28,7 @@ import grpc
 import grpc.aio
 
 from adex_proto.codec import decode_to_worker, encode_from_worker
-from adex_proto.outcome import Hello, SampledToken, StepOutcome, WorkerInfo
+from adex_proto.outcome import Hello, SampledTokens, StepOutcome, TokenScore, WorkerInfo
 from adex_proto.plan import StepPlan
 from adex_proto.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
@@ -93,16 +93,13 @@ class PacedWorker(WorkerServicer):
         for new in plan.arrived:
             self._scored[new.sequence] = new.sampling.logprobs is not None
         self._written += 1
-        tokens = tuple(
-            SampledToken(
-                span.sequence,
-                TEXT_IDS[(self._written * 7 + span.sequence) % len(TEXT_IDS)],
-                -0.5 if self._scored[span.sequence] else None,
-            )
-            for span in plan.spans
-            if span.samples
+        prompts = [span.sequence for span in plan.spans if span.samples]
+        numbers = (*plan.decodes.sequences, *prompts)
+        token_ids = [TEXT_IDS[(self._written * 7 + number) % len(TEXT_IDS)] for number in numbers]
+        scores = {number: TokenScore(-0.5) for number in numbers if self._scored[number]}
+        return StepOutcome(
+            plan.step, SampledTokens(numbers, tuple(token_ids), scores), (), self.step_s
         )
-        return StepOutcome(plan.step, tokens, (), self.step_s)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from adex_proto.outcome import (
     Moved,
     MoveFailed,
     PromptScores,
-    SampledToken,
+    SampledTokens,
     SequenceFailure,
     StepOutcome,
     TokenScore,
@@ -25,6 +25,7 @@ from adex_proto.outcome import (
 )
 from adex_proto.plan import (
     AdapterCommand,
+    Decodes,
     Evict,
     Fetch,
     NewSequence,
@@ -99,17 +100,13 @@ def _plan_to_wire(plan: StepPlan) -> pb.StepPlan:
     return pb.StepPlan(
         step=plan.step,
         arrived=[_arrived_to_wire(new) for new in plan.arrived],
-        spans=[
-            pb.Span(
-                sequence=span.sequence,
-                start=span.start,
-                count=span.count,
-                samples=span.samples,
-                new_blocks=span.new_blocks,
-            )
-            for span in plan.spans
-        ],
+        spans=[pb.Span(**span._asdict()) for span in plan.spans],
         finished=plan.finished,
+        decodes=pb.Decodes(
+            sequences=plan.decodes.sequences,
+            growing=plan.decodes.growing,
+            new_blocks=plan.decodes.new_blocks,
+        ),
     )
 
 
@@ -122,7 +119,17 @@ def _plan_from_wire(plan: pb.StepPlan) -> StepPlan:
             for span in plan.spans
         ),
         finished=tuple(plan.finished),
+        decodes=_decodes_from_wire(plan.decodes),
     )
+
+
+def _decodes_from_wire(decodes: pb.Decodes) -> Decodes:
+    growing, new_blocks = tuple(decodes.growing), tuple(decodes.new_blocks)
+    if len(growing) != len(new_blocks):
+        raise ProtocolViolation(
+            f"{len(growing)} growing sequences come with {len(new_blocks)} new blocks"
+        )
+    return Decodes(tuple(decodes.sequences), growing, new_blocks)
 
 
 def _arrived_to_wire(new: NewSequence) -> pb.NewSequence:
@@ -257,7 +264,13 @@ def decode_grammar_reply(reply: pb.PrepareGrammarReply) -> AdexError | None:
 def _outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
     return pb.StepOutcome(
         step=outcome.step,
-        tokens=[_token_to_wire(token) for token in outcome.tokens],
+        sampled=pb.SampledTokens(
+            sequences=outcome.tokens.sequences,
+            token_ids=outcome.tokens.token_ids,
+            scores={
+                number: _score_to_wire(score) for number, score in outcome.tokens.scores.items()
+            },
+        ),
         failures=[
             pb.SequenceFailure(sequence=item.sequence, error=_error_to_wire(item.error))
             for item in outcome.failures
@@ -270,7 +283,7 @@ def _outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
 def _outcome_from_wire(outcome: pb.StepOutcome) -> StepOutcome:
     return StepOutcome(
         step=outcome.step,
-        tokens=tuple(_token_from_wire(token) for token in outcome.tokens),
+        tokens=_sampled_from_wire(outcome.sampled),
         failures=tuple(
             SequenceFailure(item.sequence, _error_from_wire(item.error))
             for item in outcome.failures
@@ -284,13 +297,7 @@ def _scores_to_wire(scores: PromptScores) -> pb.PromptScores:
     return pb.PromptScores(
         sequence=scores.sequence,
         start=scores.start,
-        tokens=[
-            pb.TokenScore(
-                logprob=token.logprob,
-                alternatives=[pb.Alternative(token_id=t, logprob=p) for t, p in token.alternatives],
-            )
-            for token in scores.tokens
-        ],
+        tokens=[_score_to_wire(token) for token in scores.tokens],
     )
 
 
@@ -298,31 +305,26 @@ def _scores_from_wire(scores: pb.PromptScores) -> PromptScores:
     return PromptScores(
         sequence=scores.sequence,
         start=scores.start,
-        tokens=tuple(
-            TokenScore(
-                token.logprob, tuple((item.token_id, item.logprob) for item in token.alternatives)
-            )
-            for token in scores.tokens
-        ),
+        tokens=tuple(_score_from_wire(token) for token in scores.tokens),
     )
 
 
-def _token_to_wire(token: SampledToken) -> pb.SampledToken:
-    return pb.SampledToken(
-        sequence=token.sequence,
-        token_id=token.token_id,
-        logprob=token.logprob,
-        alternatives=[pb.Alternative(token_id=t, logprob=p) for t, p in token.alternatives],
-    )
+def _sampled_from_wire(sampled: pb.SampledTokens) -> SampledTokens:
+    sequences, token_ids = tuple(sampled.sequences), tuple(sampled.token_ids)
+    if len(sequences) != len(token_ids):
+        raise ProtocolViolation(f"{len(sequences)} sequences gained {len(token_ids)} tokens")
+    scores = {number: _score_from_wire(score) for number, score in sampled.scores.items()}
+    return SampledTokens(sequences, token_ids, scores)
 
 
-def _token_from_wire(token: pb.SampledToken) -> SampledToken:
-    return SampledToken(
-        sequence=token.sequence,
-        token_id=token.token_id,
-        logprob=token.logprob if token.HasField("logprob") else None,
-        alternatives=tuple((item.token_id, item.logprob) for item in token.alternatives),
-    )
+def _score_to_wire(score: TokenScore) -> pb.TokenScore:
+    alternatives = [pb.Alternative(token_id=t, logprob=p) for t, p in score.alternatives]
+    return pb.TokenScore(logprob=score.logprob, alternatives=alternatives)
+
+
+def _score_from_wire(score: pb.TokenScore) -> TokenScore:
+    alternatives = tuple([(item.token_id, item.logprob) for item in score.alternatives])
+    return TokenScore(score.logprob, alternatives)
 
 
 # What both directions share.

@@ -1,13 +1,14 @@
 """What a worker answers: step outcomes and adapter events, in order."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdexError
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """The token one sequence gained in a step.
 
     `logprob` and `alternatives` (token, logprob; most probable first) only where asked for; both
@@ -22,10 +23,57 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """How probable one token of a prompt was, and the most probable ones at its place."""
+    """How probable one token was, and the most probable ones at its place."""
 
     logprob: float
     alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """The tokens that sequences gained in a step: `token_ids[i]` is that of `sequences[i]`.
+
+    Columns, because every step has one for each sequence that runs; `scores`, by sequence, only
+    where asked for.
+    """
+
+    sequences: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    scores: dict[int, TokenScore] = field(default_factory=dict[int, TokenScore])
+
+    @classmethod
+    def of(cls, tokens: Iterable[SampledToken]) -> Self:
+        """The same as columns."""
+        rows = list(tokens)
+        return cls(
+            tuple([row.sequence for row in rows]),
+            tuple([row.token_id for row in rows]),
+            {
+                r.sequence: TokenScore(r.logprob, r.alternatives)
+                for r in rows
+                if r.logprob is not None
+            },
+        )
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[SampledToken]:
+        scores = self.scores
+        for sequence, token_id in zip(self.sequences, self.token_ids, strict=True):
+            score = scores.get(sequence) if scores else None
+            if score is None:
+                yield SampledToken(sequence, token_id)
+            else:
+                yield SampledToken(sequence, token_id, score.logprob, score.alternatives)
+
+    def without(self, dropped: set[int]) -> Self:
+        """The tokens of the other sequences."""
+        kept = [
+            row for row in zip(self.sequences, self.token_ids, strict=True) if row[0] not in dropped
+        ]
+        scores = {number: score for number, score in self.scores.items() if number not in dropped}
+        return type(self)(tuple([row[0] for row in kept]), tuple([row[1] for row in kept]), scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +102,7 @@ class StepOutcome:
     """The answer to one plan. `seconds` is how long the worker computed."""
 
     step: int
-    tokens: tuple[SampledToken, ...]
+    tokens: SampledTokens = field(default_factory=SampledTokens)
     failures: tuple[SequenceFailure, ...] = ()
     seconds: float = 0.0
     scores: tuple[PromptScores, ...] = ()

@@ -34,8 +34,7 @@ class Span(NamedTuple):
     """One sequence's share of a step: positions [start, start + count) are computed.
 
     `new_blocks` extend its block table. `samples` says that the last position yields a token, which
-    the worker keeps as the sequence's next one, so that the next plan need not carry it. A tuple,
-    because every step makes one for each sequence that runs.
+    the worker keeps as the sequence's next one, so that the next plan need not carry it.
     """
 
     sequence: int
@@ -46,13 +45,41 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Decodes:
+    """Sequences that go on by one token: each computes its last token and samples the next.
+
+    The worker knows where each of them stands. Those whose blocks are full are in `growing` too,
+    and `new_blocks` has a page for each of these. So a sequence that the two sides place
+    differently is found when it grows too early, or has no room, within one block's tokens.
+    """
+
+    sequences: tuple[int, ...] = ()
+    growing: tuple[int, ...] = ()
+    new_blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: forget `finished`, meet `arrived`, then compute `spans` in one forward pass."""
+    """One step: forget `finished`, meet `arrived`, then compute the rest in one forward pass.
+
+    No sequence has more than one part in it: a span, or a place among the `decodes`.
+    """
 
     step: int
     arrived: tuple[NewSequence, ...]
     spans: tuple[Span, ...]
     finished: tuple[int, ...] = ()
+    decodes: Decodes = Decodes()
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """All that have a part in the step."""
+        return (*[span.sequence for span in self.spans], *self.decodes.sequences)
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the step computes."""
+        return sum([span.count for span in self.spans]) + len(self.decodes.sequences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """However sequences are batched, cut, placed and adapted, each says what it says alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -14,7 +14,7 @@ from adex_kernels.layout import Module
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ProtocolViolation, StepFailed
 from adex_proto.outcome import SampledToken, WorkerInfo
-from adex_proto.plan import NewSequence, Span, StepPlan
+from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
 from adex_proto.sampling import SamplingParams
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.store import AdapterStore
@@ -129,20 +129,27 @@ def run(bench: Bench, wishes: Sequence[Wish], random: Random) -> list[list[Sampl
     while waiting or here:
         arriving = [waiting.pop() for _ in range(min(len(waiting), random.randint(1, 4)))]
         here += arriving
-        spans, finished = [], []
+        spans, decoding, finished = [], [], []
+        grown: dict[int, int] = {}
         for index in random.sample(here, random.randint(1, len(here))):
             left = wishes[index].length - starts[index]
             count = random.randint(1, min(left, 40)) if left > 0 else 1
             needed = -(-(starts[index] + count) // BLOCK_TOKENS) - held[index]
             blocks = tuple(pages.pop() for _ in range(needed))
             held[index] += needed
-            spans.append(Span(index, starts[index], count, left - count <= 0, blocks))
+            # What a decode says in short may as well be said as a span.
+            if left <= 0 and random.random() < 0.7:
+                decoding.append(index)
+                grown.update((index, page) for page in blocks)
+            else:
+                spans.append(Span(index, starts[index], count, left - count <= 0, blocks))
             starts[index] += count
         new = tuple(
             NewSequence(i, wishes[i].prompt, wishes[i].length, wishes[i].slot, wishes[i].sampling)
             for i in arriving
         )
-        outcome = bench.runner.run(StepPlan(step, new, tuple(spans)))
+        decodes = Decodes(tuple(decoding), tuple(grown), tuple(grown.values()))
+        outcome = bench.runner.run(StepPlan(step, new, tuple(spans), (), decodes))
         assert outcome.failures == ()
         for token in outcome.tokens:
             said[token.sequence].append(token)
@@ -195,7 +202,7 @@ def test_a_preempted_sequence_goes_on_as_if_nothing_had_happened(
     for step, span in enumerate(spans):
         arrived = (new,) if step == 0 else ()
         said += bench.runner.run(StepPlan(step, arrived, (span,))).tokens
-    again = [replace(token, sequence=0) for token in said]
+    again = [token._replace(sequence=0) for token in said]
     assert_same(whole[cut:], again, greedy=wish.sampling.temperature == 0)
 
 
@@ -235,7 +242,7 @@ def test_a_pass_that_raises_fails_its_sequences_and_no_later_ones(
     with monkeypatch.context() as broken:
         broken.setattr(torch.nn.functional, "linear", lambda *_: 1 / 0)
         outcome = bench.runner.run(plans[1])
-    assert outcome.tokens == ()
+    assert not outcome.tokens.sequences
     assert isinstance(outcome.failures[0].error, StepFailed)
     assert len(bench.runner.run(plans[2]).tokens) == 1
 
@@ -244,6 +251,6 @@ def test_a_block_on_an_adapters_page_is_refused(bench: Bench) -> None:
     bench.runner.forget_all()
     new = NewSequence(1, (5, 6, 7), 3, 0, SamplingParams(max_new_tokens=LENGTH))
     outcome = bench.runner.run(StepPlan(0, (new,), (Span(1, 0, 3, True, (0,)),)))
-    assert outcome.tokens == ()
+    assert not outcome.tokens.sequences
     assert isinstance(outcome.failures[0].error, ProtocolViolation)
     assert "hold an adapter" in str(outcome.failures[0].error)

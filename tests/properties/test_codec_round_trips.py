@@ -24,12 +24,13 @@ from adex_proto.outcome import (
     MoveFailed,
     PromptScores,
     SampledToken,
+    SampledTokens,
     SequenceFailure,
     StepOutcome,
     TokenScore,
     WorkerInfo,
 )
-from adex_proto.plan import Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
+from adex_proto.plan import Decodes, Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
 from adex_proto.sampling import (
     COUNT_MAX,
     LOGIT_BIAS_MAX,
@@ -89,7 +90,9 @@ VERSIONS = st.builds(AdapterVersion, TEXT, INT64, INT32, INT32)
 HELD = st.builds(Held, VERSIONS, TIERS)
 SPANS = st.builds(Span, INT64, INT64, INT32, st.booleans(), many(INT64))
 ARRIVED = st.builds(NewSequence, INT64, many(INT64), INT64, INT32, samplings())
-PLANS = st.builds(StepPlan, INT64, many(ARRIVED), many(SPANS), many(INT64))
+PAGES = many(st.tuples(INT64, INT64)).map(lambda pairs: tuple(zip(*pairs, strict=True)) or ((), ()))
+DECODES = st.builds(lambda numbers, pages: Decodes(numbers, *pages), many(INT64), PAGES)
+PLANS = st.builds(StepPlan, INT64, many(ARRIVED), many(SPANS), many(INT64), DECODES)
 DOWN = st.one_of(
     PLANS,
     st.builds(Fetch, KEYS),
@@ -117,7 +120,7 @@ SCORES = st.builds(
 OUTCOMES = st.builds(
     StepOutcome,
     INT64,
-    many(TOKENS),
+    st.lists(TOKENS, max_size=4, unique_by=lambda token: token.sequence).map(SampledTokens.of),
     many(st.builds(SequenceFailure, INT64, ERRORS)),
     FLOAT,
     many(SCORES),
@@ -188,6 +191,17 @@ def test_sampling_the_dataclass_refuses_is_a_protocol_violation() -> None:
     message.plan.arrived[0].sampling.top_p = 2.0
     with pytest.raises(ProtocolViolation, match="top_p"):
         codec.decode_to_worker(message)
+
+
+def test_columns_of_unequal_lengths_are_a_protocol_violation() -> None:
+    plan = codec.encode_to_worker(StepPlan(0, (), (), (), Decodes((1, 2), (1,), (7,))))
+    plan.plan.decodes.growing.append(2)
+    with pytest.raises(ProtocolViolation, match="2 growing sequences come with 1 new blocks"):
+        codec.decode_to_worker(plan)
+    outcome = codec.encode_from_worker(StepOutcome(0, SampledTokens((1, 2), (5, 6))))
+    outcome.outcome.sampled.token_ids.pop()
+    with pytest.raises(ProtocolViolation, match="2 sequences gained 1 tokens"):
+        codec.decode_from_worker(outcome)
 
 
 def test_as_many_logit_biases_as_allowed_pass() -> None:

@@ -23,7 +23,6 @@ def sequence(number: int, tokens: list[int], tenant: str = "", digest: str = "")
         ends=frozenset(),
         tokens=list(tokens),
         length_max=len(tokens) + 1,
-        left=1,
         digest=digest,
     )
 

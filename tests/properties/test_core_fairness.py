@@ -36,7 +36,6 @@ def sequence(number: int, tenant: Tenant) -> Sequence:
         ends=frozenset(),
         tokens=[1],
         length_max=2,
-        left=1,
     )
 
 

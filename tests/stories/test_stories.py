@@ -45,7 +45,7 @@ def encode(value: Any) -> Any:
         fields = {
             field.name: encode(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if getattr(value, field.name) != field.default
+            if getattr(value, field.name) != _default(field)
         }
         return {"is": type(value).__name__, **fields}
     if isinstance(value, Span):
@@ -58,6 +58,11 @@ def encode(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     return value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def decode(value: Any) -> Any:

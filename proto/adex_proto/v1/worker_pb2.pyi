@@ -107,16 +107,28 @@ class FromWorker(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., outcome: _Optional[_Union[StepOutcome, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., fetch_failed: _Optional[_Union[FetchFailed, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., move_failed: _Optional[_Union[MoveFailed, _Mapping]] = ..., evicted: _Optional[_Union[Evicted, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("step", "arrived", "spans", "finished")
+    __slots__ = ("step", "arrived", "spans", "finished", "decodes")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ARRIVED_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    DECODES_FIELD_NUMBER: _ClassVar[int]
     step: int
     arrived: _containers.RepeatedCompositeFieldContainer[NewSequence]
     spans: _containers.RepeatedCompositeFieldContainer[Span]
     finished: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step: _Optional[int] = ..., arrived: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., finished: _Optional[_Iterable[int]] = ...) -> None: ...
+    decodes: Decodes
+    def __init__(self, step: _Optional[int] = ..., arrived: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., finished: _Optional[_Iterable[int]] = ..., decodes: _Optional[_Union[Decodes, _Mapping]] = ...) -> None: ...
+
+class Decodes(_message.Message):
+    __slots__ = ("sequences", "growing", "new_blocks")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    GROWING_FIELD_NUMBER: _ClassVar[int]
+    NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    growing: _containers.RepeatedScalarFieldContainer[int]
+    new_blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequences: _Optional[_Iterable[int]] = ..., growing: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class NewSequence(_message.Message):
     __slots__ = ("sequence", "token_ids", "output_start", "slot", "sampling")
@@ -295,18 +307,18 @@ class Held(_message.Message):
     def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class StepOutcome(_message.Message):
-    __slots__ = ("step", "tokens", "failures", "seconds", "scores")
+    __slots__ = ("step", "failures", "seconds", "scores", "sampled")
     STEP_FIELD_NUMBER: _ClassVar[int]
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
     step: int
-    tokens: _containers.RepeatedCompositeFieldContainer[SampledToken]
     failures: _containers.RepeatedCompositeFieldContainer[SequenceFailure]
     seconds: float
     scores: _containers.RepeatedCompositeFieldContainer[PromptScores]
-    def __init__(self, step: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[SequenceFailure, _Mapping]]] = ..., seconds: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[PromptScores, _Mapping]]] = ...) -> None: ...
+    sampled: SampledTokens
+    def __init__(self, step: _Optional[int] = ..., failures: _Optional[_Iterable[_Union[SequenceFailure, _Mapping]]] = ..., seconds: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[PromptScores, _Mapping]]] = ..., sampled: _Optional[_Union[SampledTokens, _Mapping]] = ...) -> None: ...
 
 class PromptScores(_message.Message):
     __slots__ = ("sequence", "start", "tokens")
@@ -326,17 +338,22 @@ class TokenScore(_message.Message):
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
     def __init__(self, logprob: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
 
-class SampledToken(_message.Message):
-    __slots__ = ("sequence", "token_id", "logprob", "alternatives")
-    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
-    LOGPROB_FIELD_NUMBER: _ClassVar[int]
-    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
-    sequence: int
-    token_id: int
-    logprob: float
-    alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
-    def __init__(self, sequence: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+class SampledTokens(_message.Message):
+    __slots__ = ("sequences", "token_ids", "scores")
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: TokenScore
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[_Union[TokenScore, _Mapping]] = ...) -> None: ...
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    scores: _containers.MessageMap[int, TokenScore]
+    def __init__(self, sequences: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., scores: _Optional[_Mapping[int, TokenScore]] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("token_id", "logprob")

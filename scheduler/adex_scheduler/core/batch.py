@@ -8,11 +8,11 @@ oldest running sequence is never preempted, so it always comes to its end.
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import repeat
 
 from adex_proto.outcome import WorkerInfo
-from adex_proto.plan import STEP_SCORED_MAX, NewSequence, Span, StepPlan
+from adex_proto.plan import STEP_SCORED_MAX, Decodes, NewSequence, Span, StepPlan
 from adex_scheduler.core.block_table import Blocks
+from adex_scheduler.core.decoding import Decoding
 from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants, output_charge
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
@@ -30,15 +30,16 @@ LOOKS_PER_MATCH = 32
 class Flight:
     """A plan that was sent and not answered.
 
-    It computes so many `tokens`. It owes one token to each sequence in `sampling`; `chunks` are the
-    parts of prompts that yield none, with the positions then computed; `finished` are let go when
-    it retires.
+    It computes so many `tokens`. It owes one token to each sequence in `owed`, and these are the
+    last ones of those in `last`. `computed` has who may offer more blocks for sharing then, with
+    the positions computed; `finished` are let go when it retires.
     """
 
     step: int
     tokens: int = 0
-    sampling: list[int] = field(default_factory=list[int])
-    chunks: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
+    owed: tuple[int, ...] = ()
+    last: list[Sequence] = field(default_factory=list[Sequence])
+    computed: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
     finished: list[Sequence] = field(default_factory=list[Sequence])
 
 
@@ -51,6 +52,7 @@ class Draft:
     scored_left: int = STEP_SCORED_MAX
     arrived: list[NewSequence] = field(default_factory=list[NewSequence])
     spans: list[Span] = field(default_factory=list[Span])
+    decodes: Decodes = field(default_factory=Decodes)
     pages_short: int = 0
 
 
@@ -82,8 +84,10 @@ class Batch:
         self._paging = paging
         self._turns = turns
         self._tenants = tenants
-        self.decoding: dict[int, Sequence] = {}
+        self.sequences: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
+        self.decoding = Decoding(info.block_tokens)
+        self.resting: dict[int, Sequence] = {}
         self.leaving: list[Sequence] = []
         self.flights: deque[Flight] = deque()
         self.next_step = first_step
@@ -100,7 +104,7 @@ class Batch:
     @property
     def running(self) -> int:
         """Sequences that have a part in the steps."""
-        return len(self.decoding) + len(self.prefilling)
+        return len(self.sequences)
 
     @property
     def keep_pages(self) -> int:
@@ -121,20 +125,30 @@ class Batch:
         flight = draft.flight
         self._short = draft.pages_short
         flight.finished, self.leaving = self._split_leaving(draft)
-        if not draft.spans and not flight.finished:
+        decodes = draft.decodes
+        if not draft.spans and not decodes.sequences and not flight.finished:
             return None
         for sequence in flight.finished:
             sequence.on_worker = False
         flight.tokens = self.step_tokens_max - draft.tokens_left
+        sampled = [span.sequence for span in draft.spans if span.samples]
+        flight.owed = (*decodes.sequences, *sampled)
         self.next_step += 1
         self.flights.append(flight)
         finished = tuple([sequence.number for sequence in flight.finished])
-        return StepPlan(flight.step, tuple(draft.arrived), tuple(draft.spans), finished)
+        return StepPlan(flight.step, tuple(draft.arrived), tuple(draft.spans), finished, decodes)
+
+    def ended_in_flight(self) -> set[int]:
+        """Sequences that nobody wants more tokens of, and that steps in flight may owe some."""
+        ending = Stage.ENDING
+        return {s.number for s in self._on_their_way() if s.stage is ending}
 
     def leave(self, sequence: Sequence) -> None:
         """A running sequence has no part in later steps; the next plan lists it as finished."""
-        self.decoding.pop(sequence.number, None)
+        del self.sequences[sequence.number]
         self.prefilling.pop(sequence.number, None)
+        self.resting.pop(sequence.number, None)
+        self.decoding.leave(sequence)
         self.promised -= sequence.promised
         sequence.promised = 0
         self.leaving.append(sequence)
@@ -143,46 +157,40 @@ class Batch:
 
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""
-        block_tokens = self._blocks.block_tokens
-        numbers: list[int] = []
-        starts: list[int] = []
-        needing: list[Sequence] = []
-        for number, sequence in self.decoding.items():
-            left = sequence.left
-            if left:
-                start = sequence.planned
-                if start % block_tokens == 0:
-                    # All blocks are full: they are taken as they are needed.
-                    needing.append(sequence)
-                    continue
-                numbers.append(number)
-                starts.append(start)
-                sequence.planned = start + 1
-                sequence.left = left - 1
-        # One for each sequence that runs, in every step: made without a call in Python.
-        spans = zip(numbers, starts, repeat(1), repeat(True), repeat(()), strict=False)
-        draft.spans.extend(map(tuple.__new__, repeat(Span), spans))
-        sampling = draft.flight.sampling
-        sampling.extend(numbers)
-        if needing:
-            self._decode_into_new_blocks(draft, needing)
-        draft.tokens_left -= len(sampling)
+        decoding, flight = self.decoding, draft.flight
+        for sequence in self.resting.values():
+            decoding.join(sequence)
+        self.resting.clear()
+        if not decoding:
+            return
+        growing = decoding.full
+        pages: list[int] = []
+        if growing:
+            growing, pages = self._grow(draft, growing)
+        numbers = decoding.numbers
+        grown = tuple([sequence.number for sequence in growing])
+        draft.decodes = Decodes(numbers, grown, tuple(pages))
+        draft.tokens_left -= len(numbers)
+        full, over = decoding.advance()
+        flight.computed.extend([(sequence, decoding.planned(sequence)) for sequence in full])
+        flight.last.extend(over)
 
-    def _decode_into_new_blocks(self, draft: Draft, needing: list[Sequence]) -> None:
+    def _grow(self, draft: Draft, growing: list[Sequence]) -> tuple[list[Sequence], list[int]]:
+        """A page for each whose blocks are full. Returns: who got one, and which."""
         available = self._blocks.available
-        if len(needing) > available:
+        if len(growing) > available:
             # The oldest go on; the others miss this step.
-            needing.sort(key=lambda sequence: sequence.number)
-            draft.pages_short += len(needing) - available
-            del needing[available:]
-        pages = self._blocks.take(len(needing))
+            growing.sort(key=lambda sequence: sequence.number)
+            draft.pages_short += len(growing) - available
+            for sequence in growing[available:]:
+                self.decoding.leave(sequence)
+                self.resting[sequence.number] = sequence
+            del growing[available:]
+        pages = self._blocks.take(len(growing))
         assert pages is not None
-        for sequence, page in zip(needing, pages, strict=True):
+        for sequence, page in zip(growing, pages, strict=True):
             sequence.blocks.append(page)
-            draft.spans.append(Span(sequence.number, sequence.planned, 1, True, (page,)))
-            sequence.planned += 1
-            sequence.left -= 1
-            draft.flight.sampling.append(sequence.number)
+        return growing, pages
 
     def _prefill(self, draft: Draft) -> None:
         """The next chunk of every prompt under way, in the order of their admission."""
@@ -219,13 +227,13 @@ class Batch:
         draft.spans.append(Span(sequence.number, start, count, samples, new_blocks))
         draft.tokens_left -= count
         sequence.planned = start + count
-        if not samples:
-            draft.flight.chunks.append((sequence, start + count))
-        else:
-            sequence.left -= 1
-            draft.flight.sampling.append(sequence.number)
+        draft.flight.computed.append((sequence, start + count))
+        if samples:
             del self.prefilling[sequence.number]
-            self.decoding[sequence.number] = sequence
+            if sequence.planned < sequence.positions_max:
+                self.decoding.join(sequence)
+            else:
+                draft.flight.last.append(sequence)
 
     def _admit(self, draft: Draft, now: float) -> None:
         """Let ready sequences begin, in fair order, until the step or the device is full."""
@@ -292,7 +300,7 @@ class Batch:
         sequence.move(Stage.RUNNING)
         known = sequence.prompt if sequence.outputs == 0 else tuple(sequence.tokens)
         sequence.began = sequence.on_worker = True
-        self.prefilling[sequence.number] = sequence
+        self.sequences[sequence.number] = self.prefilling[sequence.number] = sequence
         draft.arrived.append(
             NewSequence(
                 sequence.number, known, len(sequence.prompt), sequence.slot, sequence.sampling
@@ -314,8 +322,7 @@ class Batch:
         self._paging.relinquish(short, now, wanted=True, spare=held)
         short -= self._tiers.pages_leaving
         while short > 0 and self.running > 1:
-            newest = max(self._newest(self.decoding), self._newest(self.prefilling))
-            sequence = self.decoding.get(newest) or self.prefilling[newest]
+            sequence = self.sequences[max(self.sequences)]
             short -= len(sequence.blocks)
             self._preempt(sequence)
         if short > 0:
@@ -329,7 +336,7 @@ class Batch:
         """
         if not draft.pages_short:
             return self.leaving, []
-        planned = {span.sequence for span in draft.spans}
+        planned = {span.sequence for span in draft.spans}.union(draft.decodes.sequences)
         now = [sequence for sequence in self.leaving if sequence.number not in planned]
         return now, [sequence for sequence in self.leaving if sequence.number in planned]
 
@@ -342,7 +349,3 @@ class Batch:
         sequence.preemptions += 1
         self.preemptions += 1
         self.leave(sequence)
-
-    @staticmethod
-    def _newest(group: dict[int, Sequence]) -> int:
-        return max(group, default=-1)

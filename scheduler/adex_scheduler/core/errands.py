@@ -142,7 +142,6 @@ class Errands:
             ends=frozenset(),
             tokens=[],
             length_max=1,
-            left=1,
             errand=errand,
         )
         return sequence

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from adex_proto.adapter import Tier
 from adex_proto.errors import AdexError
-from adex_proto.outcome import PromptScores, SampledToken
+from adex_proto.outcome import PromptScores, SampledTokens
 from adex_proto.plan import AdapterCommand, StepPlan
 from adex_proto.sampling import FinishReason
 
@@ -30,7 +30,7 @@ class Emit:
     One instruction for the whole step: a value per sequence would cost more than the decision.
     """
 
-    tokens: tuple[SampledToken, ...]
+    tokens: SampledTokens
     finished: tuple[tuple[int, FinishReason], ...]
     scores: tuple[PromptScores, ...] = ()
 

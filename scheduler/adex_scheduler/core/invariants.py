@@ -228,16 +228,13 @@ def _check_sequences(core: SchedulerCore) -> None:
         assert sequence.number == number
         assert sequence.stage is not Stage.ENDED
         room = len(sequence.blocks) * core.info.block_tokens
-        assert sequence.computed <= sequence.planned <= room or not sequence.blocks
+        planned = core.batch.decoding.planned(sequence)
+        assert sequence.computed <= planned <= room or not sequence.blocks
         assert sequence.outputs <= sequence.sampling.max_new_tokens
-        assert 0 <= sequence.left <= sequence.sampling.max_new_tokens
         if sequence.stage in _WAITING:
             assert not sequence.blocks
             assert not sequence.on_worker
-            assert sequence.pending == sequence.promised == 0
-        if sequence.stage is Stage.RUNNING:
-            planned_for = sequence.outputs + sequence.pending + sequence.left
-            assert planned_for == sequence.sampling.max_new_tokens
+            assert planned == sequence.promised == 0
 
 
 def _check_queues(core: SchedulerCore) -> None:
@@ -286,8 +283,8 @@ def _expected_line(core: SchedulerCore, sequence: Sequence) -> Line | None:
 def _check_steps(core: SchedulerCore) -> None:
     batch = core.batch
     running = {n for n, s in core.sequences.items() if s.stage is Stage.RUNNING}
-    assert batch.decoding.keys() | batch.prefilling.keys() == running
-    assert not batch.decoding.keys() & batch.prefilling.keys()
+    assert batch.sequences.keys() == running
+    _check_parts(core)
     assert batch.running <= batch.running_max
     assert len(batch.flights) <= core.limits.plans_in_flight_max
     assert batch.promised == sum(s.promised for s in core.sequences.values())
@@ -301,3 +298,26 @@ def _check_steps(core: SchedulerCore) -> None:
     if core.connected and not batch.flights:
         # Nothing in flight means nothing will come of itself: no part of a step may be left over.
         assert not batch.leaving
+
+
+def _check_parts(core: SchedulerCore) -> None:
+    """Each that runs reads its prompt, decodes, rests for want of a page, or is planned to its end.
+
+    What the steps in flight owe is what is planned and not known.
+    """
+    batch = core.batch
+    decoding = set(batch.decoding.numbers)
+    parts = [*decoding, *batch.resting, *batch.prefilling]
+    assert len(parts) == len(set(parts)), "a sequence has two parts in a step"
+    assert set(parts) <= batch.sequences.keys()
+    owed = Counter(number for flight in batch.flights for number in flight.owed)
+    for number, sequence in batch.sequences.items():
+        planned, known = batch.decoding.planned(sequence), len(sequence.tokens)
+        if number in batch.prefilling:
+            assert planned < known, f"the prompt of {number}"
+            assert not owed[number], f"the prompt of {number}"
+            continue
+        assert planned + 1 == known + owed[number], f"{number} is planned to {planned}"
+        assert (number in parts) == (planned < sequence.positions_max), f"the end of {number}"
+        room = len(sequence.blocks) * core.info.block_tokens
+        assert number not in batch.resting or planned == room, f"{number} rests without need"

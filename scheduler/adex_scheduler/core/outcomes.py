@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from adex_proto.errors import AdexError, ProtocolViolation
-from adex_proto.outcome import SampledToken, StepOutcome
+from adex_proto.outcome import SampledTokens, StepOutcome
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.batch import Flight
 from adex_scheduler.core.block_table import Blocks
@@ -16,7 +17,7 @@ from adex_scheduler.core.sequence import Sequence, Stage
 class Result:
     """Tokens that somebody still waits for, and the sequences that end with this step."""
 
-    tokens: tuple[SampledToken, ...]
+    tokens: SampledTokens
     finished: list[tuple[Sequence, FinishReason]]
     failed: list[tuple[Sequence, AdexError]]
 
@@ -25,67 +26,52 @@ def apply_outcome(
     flight: Flight,
     outcome: StepOutcome,
     sequences: Mapping[int, Sequence],
+    ended: AbstractSet[int],
     *,
     blocks: Blocks,
     eos: frozenset[int],
 ) -> Result:
     """Bring the sequences up to date. Ending them is the caller's part.
 
-    Sequences that ended while the step was under way keep nothing of it; preempted ones do.
+    Those that `ended` while the step was under way keep nothing of it; preempted ones do.
     """
-    failed = _failures(flight, outcome, sequences)
-    doomed = {sequence.number for sequence, _ in failed}
-    ending, find = Stage.ENDING, sequences.get
-    for sequence, computed in flight.chunks:
-        if sequence.stage is not ending and sequence.number not in doomed:
-            sequence.computed = computed
-            blocks.enter(sequence)
-    finished: list[tuple[Sequence, FinishReason]] = []
-    dropped: set[int] = set()
-    for token in outcome.tokens:
-        number, token_id = token.sequence, token.token_id
-        known = find(number)
-        if known is None or known.stage is ending or number in doomed:
-            dropped.add(number)
-            continue
-        tokens = known.tokens
-        # The step computed every token that was known, and yielded the one after them.
-        known.computed = computed = len(tokens)
-        if computed >= known.share_at:
-            blocks.enter(known)
-        tokens.append(token_id)
-        known.payer.served += known.output_charge
-        if token_id in known.ends or computed + 1 == known.length_max:
-            reason = known.reason_to_end(eos)
-            assert reason is not None
-            finished.append((known, reason))
-    kept = outcome.tokens
-    if dropped:
-        kept = tuple([token for token in kept if token.sequence not in dropped])
-    return Result(kept, finished, failed)
-
-
-def _failures(
-    flight: Flight, outcome: StepOutcome, sequences: Mapping[int, Sequence]
-) -> list[tuple[Sequence, AdexError]]:
-    """Living sequences the step failed for, those it owes a token among them."""
-    answered = [token.sequence for token in outcome.tokens]
-    if answered == flight.sampling and not outcome.failures:
-        return []
-    owed = set(flight.sampling)
-    if not outcome.failures and len(answered) == len(owed) and owed == set(answered):
-        return []
-    errors: dict[int, AdexError] = {f.sequence: f.error for f in outcome.failures}
-    gained = Counter(answered)
-    for number in sorted(owed | gained.keys()):
-        due = 1 if number in owed else 0
-        if number not in errors and gained[number] != due:
-            errors[number] = ProtocolViolation(
-                f"Step {outcome.step} gave {gained[number]} tokens where {due} was due"
-            )
-    return [
+    errors = _errors(flight, outcome)
+    failed = [
         (sequence, error)
         for number, error in sorted(errors.items())
         if (sequence := sequences.get(number)) is not None
         and sequence.stage in (Stage.RUNNING, Stage.PREEMPTED)
     ]
+    dropped = errors.keys() | ended
+    for sequence, computed in flight.computed:
+        if sequence.number not in dropped:
+            sequence.computed = computed
+            if computed >= sequence.share_at:
+                blocks.enter(sequence)
+    tokens = outcome.tokens
+    if not dropped.isdisjoint(tokens.sequences):
+        tokens = tokens.without(dropped)
+    over = {s.number: s for s in flight.last if s.number not in dropped}
+    for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):
+        sequence = sequences[number]
+        sequence.tokens.append(token_id)
+        sequence.payer.served += sequence.output_charge
+        if token_id in sequence.ends:
+            over[number] = sequence
+    return Result(tokens, [(s, s.reason_to_end(eos)) for s in over.values()], failed)
+
+
+def _errors(flight: Flight, outcome: StepOutcome) -> dict[int, AdexError]:
+    """By sequence, what the step failed with, and whose count of tokens is not what was owed."""
+    answered, owed = outcome.tokens.sequences, flight.owed
+    errors: dict[int, AdexError] = {f.sequence: f.error for f in outcome.failures}
+    if not errors and len(answered) == len(owed) and set(answered) == set(owed):
+        return errors
+    due, gained = frozenset(owed), Counter(answered)
+    for number in due | gained.keys():
+        count = 1 if number in due else 0
+        if number not in errors and gained[number] != count:
+            errors[number] = ProtocolViolation(
+                f"Step {outcome.step} gave {gained[number]} tokens where {count} was due"
+            )
+    return errors

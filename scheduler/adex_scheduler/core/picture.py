@@ -207,12 +207,13 @@ def _segments(core: SchedulerCore, plan: StepPlan | None) -> tuple[SegmentView, 
     if plan is None or not core.batch.running:
         return ()
     rows: dict[tuple[int, str], list[int]] = {}
-    for span in plan.spans:
-        sequence = core.sequences.get(span.sequence)
+    parts = [(number, 0, 1) for number in plan.decodes.sequences]
+    parts += [(span.sequence, 1, span.count) for span in plan.spans]
+    for number, kind, count in parts:
+        sequence = core.sequences.get(number)
         if sequence is not None:
             counts = rows.setdefault((sequence.slot, sequence.digest), [0, 0])
-            decodes = span.samples and span.count == 1
-            counts[0 if decodes else 1] += span.count
+            counts[kind] += count
     return tuple(
         SegmentView(digest, decode, prefill)
         for (_, digest), (decode, prefill) in sorted(rows.items())
@@ -222,7 +223,7 @@ def _segments(core: SchedulerCore, plan: StepPlan | None) -> tuple[SegmentView, 
 def _running(core: SchedulerCore) -> Iterator[RunningView]:
     """The sequences that run, the oldest first."""
     batch = core.batch
-    numbers = sorted([*batch.decoding, *batch.prefilling])
+    numbers = sorted(batch.sequences)
     for number in numbers[:RUNNING_MAX]:
         sequence = core.sequences[number]
         prompt = len(sequence.prompt)

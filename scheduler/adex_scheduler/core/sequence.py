@@ -93,9 +93,9 @@ class Sequence:
     """The tokens of one generation and how far the worker has come with them.
 
     Positions [0, computed) are in the KV cache for certain; [0, planned) once the steps in flight
-    have retired. `left` counts the tokens that may still be planned for. `blocks` are pages in
-    order; the first `len(nodes)` were offered for sharing (None: an equal block was there already,
-    so this one stays private).
+    have retired. While it decodes, `Decoding` counts what is planned, and `computed` follows when a
+    block is full. `blocks` are pages in order; the first `len(nodes)` were offered for sharing
+    (None: an equal block was there already, so this one stays private).
     """
 
     number: int
@@ -109,11 +109,12 @@ class Sequence:
     tokens: list[int]
     length_max: int
     """Tokens at which it ends, its prompt's included."""
-    left: int
     stage: Stage = Stage.WAITING_ADAPTER
     digest: str = ""
     slot: int = 0
     planned: int = 0
+    lead: int = 0
+    """Where it is among those that decode; see `Decoding`."""
     computed: int = 0
     promised: int = 0
     """Blocks that admission counted on for the tokens known, and that are not taken yet."""
@@ -165,17 +166,11 @@ class Sequence:
             ends=ends if sampling.ignore_eos else ends | eos,
             tokens=list(prompt),
             length_max=len(prompt) + sampling.max_new_tokens,
-            left=sampling.max_new_tokens,
         )
 
     @property
     def tenant(self) -> str:
         return self.payer.name
-
-    @property
-    def pending(self) -> int:
-        """Tokens planned for and not yet known."""
-        return self.length_max - len(self.tokens) - self.left
 
     @property
     def is_scored(self) -> bool:
@@ -197,8 +192,8 @@ class Sequence:
         assert to in TRANSITIONS[self.stage], f"{self.number}: {self.stage} -> {to}"
         self.stage = to
 
-    def reason_to_end(self, eos: frozenset[int]) -> FinishReason | None:
-        """Why the last known token ends the sequence, if it does.
+    def reason_to_end(self, eos: frozenset[int]) -> FinishReason:
+        """Why the last known token ends the sequence.
 
         An end token at the last allowed position counts as the end token, not as the length.
         """
@@ -206,9 +201,8 @@ class Sequence:
         if last in self.ends:
             is_eos = last in eos and not self.sampling.ignore_eos
             return FinishReason.EOS if is_eos else FinishReason.STOP
-        if len(self.tokens) >= self.length_max:
-            return FinishReason.LENGTH
-        return None
+        assert len(self.tokens) == self.length_max, f"{self.number} has not come to its end"
+        return FinishReason.LENGTH
 
     def start_over(self) -> None:
         """The worker that knew the sequence is gone: it waits as if it had just arrived."""
@@ -223,7 +217,6 @@ class Sequence:
         """Forget what the worker computed: all known tokens are to be computed again."""
         assert not self.blocks
         self.planned = self.computed = self.promised = 0
-        self.left = self.length_max - len(self.tokens)
         self.blocked_at = None
         self.slot = 0
         self.nodes.clear()

@@ -277,7 +277,10 @@ class SchedulerCore:
         self.counters.steps += 1
         if flight.tokens:
             self.forecast.step.observe(flight.tokens, outcome.seconds)
-        result = apply_outcome(flight, outcome, self.sequences, blocks=self.blocks, eos=self._eos)
+        ended = self.batch.ended_in_flight()
+        result = apply_outcome(
+            flight, outcome, self.sequences, ended, blocks=self.blocks, eos=self._eos
+        )
         self.counters.output_tokens += len(result.tokens)
         self.counters.dropped_tokens += len(outcome.tokens) - len(result.tokens)
         for sequence, error in result.failed:
@@ -288,7 +291,7 @@ class SchedulerCore:
             self.endings.note_finish(reason, now)
         for sequence in flight.finished:
             self.endings.release(sequence, now)
-        if result.tokens or outcome.scores:
+        if result.tokens.sequences or outcome.scores:
             finished = tuple([(sequence.number, reason) for sequence, reason in result.finished])
             self._out.answers.append(Emit(result.tokens, finished, outcome.scores))
 

@@ -211,9 +211,9 @@ class SchedulerMetrics:
 
     def planned(self, plan: StepPlan) -> None:
         """A step goes to the worker."""
-        if plan.spans:
-            self._step_tokens.observe(sum([span.count for span in plan.spans]))
-            self._step_sequences.observe(len(plan.spans))
+        if plan.tokens:
+            self._step_tokens.observe(plan.tokens)
+            self._step_sequences.observe(len(plan.sequences))
 
     def computed(self, outcome: StepOutcome) -> None:
         """The worker answered a step."""

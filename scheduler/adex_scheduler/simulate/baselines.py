@@ -146,7 +146,7 @@ class Baseline:
             if not row.left:
                 finished.append((row.number, FinishReason.LENGTH))
                 self._end(row)
-        if outcome.tokens:
+        if outcome.tokens.sequences:
             out.append(Emit(outcome.tokens, tuple(finished)))
 
     def _end(self, row: _Row) -> None:

@@ -17,7 +17,7 @@ from adex_proto.outcome import (
     Held,
     Hello,
     Moved,
-    SampledToken,
+    SampledTokens,
     StepOutcome,
     WorkerInfo,
 )
@@ -75,6 +75,14 @@ class _Link:
 
 
 @dataclass(slots=True)
+class _Row:
+    """A sequence: its adapter's slot, and how many positions are computed."""
+
+    slot: int
+    positions: int = 0
+
+
+@dataclass(slots=True)
 class ModelledWorker:
     """`submit` and `carry_out` say what the answer is and when it comes."""
 
@@ -83,9 +91,7 @@ class ModelledWorker:
     kind: WorkerKind = WorkerKind()
     times: WorkerTimes = field(default_factory=WorkerTimes)
     _free_at: float = 0.0
-    _rows: dict[int, tuple[SampledToken, int]] = field(
-        default_factory=dict[int, tuple[SampledToken, int]]
-    )
+    _rows: dict[int, _Row] = field(default_factory=dict[int, _Row])
     _slot_bytes: dict[int, int] = field(default_factory=dict[int, int])
     _disk: set[str] = field(default_factory=set[str])
     _links: dict[str, _Link] = field(default_factory=dict[str, _Link])
@@ -150,31 +156,36 @@ class ModelledWorker:
         for number in plan.finished:
             rows.pop(number, None)
         for new in plan.arrived:
-            rows[new.sequence] = (SampledToken(new.sequence, TOKEN), new.slot)
-        tokens = kv_tokens = 0
+            rows[new.sequence] = _Row(new.slot)
+        kv_tokens = 0
         slots: set[int] = set()
-        sampled: list[SampledToken] = []
         for span in plan.spans:
-            token, slot = rows[span.sequence]
-            tokens += span.count
-            kv_tokens += span.start + span.count
-            slots.add(slot)
-            if span.samples:
-                sampled.append(token)
+            row = rows[span.sequence]
+            row.positions = span.start + span.count
+            kv_tokens += row.positions
+            slots.add(row.slot)
+        for number in plan.decodes.sequences:
+            row = rows[number]
+            row.positions += 1
+            kv_tokens += row.positions
+            slots.add(row.slot)
         slots.discard(0)
-        seconds = 0.0
-        if plan.spans:
+        seconds, sequences = 0.0, len(plan.sequences)
+        if sequences:
             seconds = self.machine.step.seconds(
-                tokens=tokens,
-                sequences=len(plan.spans),
+                tokens=plan.tokens,
+                sequences=sequences,
                 kv_tokens=kv_tokens,
                 adapters=len(slots),
                 adapter_bytes=sum(map(self._slot_bytes.__getitem__, slots)),
             )
         self._free_at = max(self._free_at, now) + seconds
-        self.times.steps += bool(plan.spans)
+        self.times.steps += bool(sequences)
         self.times.busy_s += seconds
-        return self._free_at, StepOutcome(plan.step, tuple(sampled), (), seconds)
+        prompts = [span.sequence for span in plan.spans if span.samples]
+        sampled = (*plan.decodes.sequences, *prompts)
+        tokens = SampledTokens(sampled, (TOKEN,) * len(sampled))
+        return self._free_at, StepOutcome(plan.step, tokens, (), seconds)
 
     def carry_out(self, command: AdapterCommand, now: float) -> tuple[float, AdapterEvent]:
         """When the command will be done, and its answer."""

@@ -7,6 +7,7 @@ shows as a wrong token. Every broken rule of the contract raises ContractBroken.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from zlib import crc32
@@ -24,12 +25,13 @@ from adex_proto.outcome import (
     MoveFailed,
     PromptScores,
     SampledToken,
+    SampledTokens,
     SequenceFailure,
     StepOutcome,
     TokenScore,
     WorkerInfo,
 )
-from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Span, Stage, StepPlan
+from adex_proto.plan import AdapterCommand, Decodes, Evict, Fetch, PageIn, Span, Stage, StepPlan
 from adex_proto.sampling import SamplingParams
 
 EOS = 0
@@ -269,16 +271,17 @@ class FakeWorker:
             )
         if len(self.rows) > self.info.step_sequences_max:
             raise ContractBroken(f"{len(self.rows)} sequences at once")
-        if sum(span.count for span in plan.spans) > self.info.step_tokens_max:
+        if plan.tokens > self.info.step_tokens_max:
             raise ContractBroken("more tokens than a step may have")
-        if len({span.sequence for span in plan.spans}) != len(plan.spans):
+        if len(set(plan.sequences)) != len(plan.sequences):
             raise ContractBroken("a step names one sequence twice")
-        for span in plan.spans:
+        spans = (*plan.spans, *self._decodes(plan.decodes))
+        for span in spans:
             self._extend(span)
         tokens: list[SampledToken] = []
         failures: list[SequenceFailure] = []
         scores: list[PromptScores] = []
-        for span in plan.spans:
+        for span in spans:
             row = self.rows[span.sequence]
             if row.failed or span.sequence in fail:
                 row.failed = True
@@ -288,7 +291,25 @@ class FakeWorker:
             token_id = self._compute(span, row)
             if token_id is not None:
                 tokens.append(SampledToken(span.sequence, token_id))
-        return StepOutcome(plan.step, tuple(tokens), tuple(failures), 0.001, tuple(scores))
+        sampled = SampledTokens.of(tokens)
+        return StepOutcome(plan.step, sampled, tuple(failures), 0.001, tuple(scores))
+
+    def _decodes(self, decodes: Decodes) -> Iterator[Span]:
+        """As spans: each of them from where the worker knows it to stand."""
+        if set(decodes.growing) - set(decodes.sequences):
+            raise ContractBroken("a sequence grows that does not decode")
+        pages = dict(zip(decodes.growing, decodes.new_blocks, strict=True))
+        for number in decodes.sequences:
+            row = self.rows.get(number)
+            if row is None:
+                raise ContractBroken(f"sequence {number} is unknown")
+            start, new = len(row.tokens) - 1, (pages[number],) if number in pages else ()
+            full = start == len(row.blocks) * self.info.block_tokens
+            if bool(new) != full and not row.failed:
+                raise ContractBroken(
+                    f"sequence {number} at {start} grows before its blocks are full"
+                )
+            yield Span(number, start, 1, True, new)
 
     def _extend(self, span: Span) -> None:
         row = self.rows.get(span.sequence)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
@@ -26,7 +26,7 @@ from adex_proto.outcome import (
     StepOutcome,
     TokenScore,
 )
-from adex_proto.plan import Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
+from adex_proto.plan import Decodes, Evict, Fetch, NewSequence, PageIn, Span, Stage, StepPlan
 from adex_proto.sampling import SamplingParams
 from adex_scheduler.link.worker import LinkEvent, LinkOptions, WorkerLink
 
@@ -154,13 +154,14 @@ class Hand:
         in_flight: deque[int] = deque()
         while not all(each.done for each in running) or in_flight:
             spans: list[Span] = []
+            decodes = Decodes()
             if len(in_flight) < PLANS_IN_FLIGHT:
-                spans = self._spans(running, step_tokens)
-            if spans:
+                spans, decodes = self._parts(running, step_tokens)
+            if spans or decodes.sequences:
                 arrived = [by_number[s.sequence] for s in spans if s.sequence not in met]
                 met |= {each.number for each in arrived}
-                plan = StepPlan(self.step, tuple(map(_as_new, arrived)), tuple(spans))
-                self.link.send(plan)
+                new = tuple(map(_as_new, arrived))
+                self.link.send(StepPlan(self.step, new, tuple(spans), (), decodes))
                 in_flight.append(self.step)
                 self.step += 1
                 continue
@@ -175,8 +176,10 @@ class Hand:
         await self._finish(running)
         return [Result(each.tokens, each.error, each.scores) for each in running]
 
-    def _spans(self, running: list[_Progress], step_tokens: int) -> list[Span]:
+    def _parts(self, running: list[_Progress], step_tokens: int) -> tuple[list[Span], Decodes]:
         spans: list[Span] = []
+        decoding: list[int] = []
+        pages: dict[int, int] = {}
         room = step_tokens
         for each in running:
             if each.done or each.planned >= each.job.sampling.max_new_tokens or room == 0:
@@ -189,11 +192,15 @@ class Hand:
                 each.chunk += 1
             samples = left - count <= 0
             blocks = self._extend(each, each.start + count)
-            spans.append(Span(each.number, each.start, count, samples, blocks))
+            if left > 0:
+                spans.append(Span(each.number, each.start, count, samples, blocks))
+            else:
+                decoding.append(each.number)
+                pages.update((each.number, page) for page in blocks)
             each.start += count
             each.planned += samples
             room -= count
-        return spans
+        return spans, Decodes(tuple(decoding), tuple(pages), tuple(pages.values()))
 
     def _extend(self, each: _Progress, positions: int) -> tuple[int, ...]:
         needed = -(-positions // self.hello.info.block_tokens) - len(each.blocks)
@@ -205,7 +212,7 @@ class Hand:
         numbers = tuple(each.number for each in running)
         self.link.send(StepPlan(self.step, (), (), numbers))
         outcome = await self.next_event(StepOutcome)
-        assert outcome == replace(outcome, step=self.step, tokens=(), failures=())
+        assert outcome == StepOutcome(self.step, seconds=outcome.seconds)
         self.step += 1
         for each in running:
             self._free_blocks += each.blocks

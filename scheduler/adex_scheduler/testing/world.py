@@ -258,8 +258,8 @@ class World:
             self.tell(event)
 
     def _step(self) -> None:
-        spans = self.worker.plans[0].spans
-        fail = [s.sequence for s in spans if self._happens(self.mishaps.step_failure)]
+        numbers = self.worker.plans[0].sequences
+        fail = [number for number in numbers if self._happens(self.mishaps.step_failure)]
         self.up.append(self.worker.run_plan(fail=fail))
 
     def _command(self) -> None:

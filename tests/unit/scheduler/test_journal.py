@@ -9,7 +9,7 @@ from adex_proto.outcome import (
     FetchFailed,
     Moved,
     MoveFailed,
-    SampledToken,
+    SampledTokens,
     StepOutcome,
 )
 from adex_scheduler.engine.journal import ENTRIES_MAX, SECONDS_MAX, Happening, Journal
@@ -103,10 +103,10 @@ def test_the_log_and_the_rates_are_bounded() -> None:
 
 def test_a_second_adds_up_what_it_saw() -> None:
     journal = Journal()
-    tokens = (SampledToken(1, 5), SampledToken(2, 6))
+    tokens, one = SampledTokens((1, 2), (5, 6)), SampledTokens((1,), (7,))
     journal.arrived(7.0)
     journal.stepped(StepOutcome(0, tokens, seconds=0.25), 7.1)
-    journal.stepped(StepOutcome(1, tokens[:1], seconds=0.75), 7.9)
+    journal.stepped(StepOutcome(1, one, seconds=0.75), 7.9)
     journal.first_token(0.5, 7.9)
     journal.stepped(StepOutcome(2, tokens), 8.0)
     first, second = journal.seconds

@@ -105,7 +105,7 @@ def reported(*dialects: str) -> SchedulerMetrics:
     for move in JOURNEY.moves:
         metrics.moved(move)
     metrics.planned(StepPlan(1, (), (Span(1, 0, 12, True), Span(2, 5, 1, True))))
-    metrics.computed(StepOutcome(1, (), seconds=0.02))
+    metrics.computed(StepOutcome(1, seconds=0.02))
     metrics.first_token(4.0, JOURNEY)
     for _ in range(3):
         metrics.next_token(1.0)

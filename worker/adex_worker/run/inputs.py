@@ -7,6 +7,7 @@ sequence fails that sequence; the others are computed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from adex_kernels.batch import AttentionBatch
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_proto.outcome import SequenceFailure
-from adex_proto.plan import Span
+from adex_proto.plan import Decodes, Span
 from adex_worker.run.arrays import BoolArray, IntArray
 from adex_worker.run.sequences import SequenceTable
 
@@ -70,42 +71,66 @@ class StepInputs:
 
 @dataclass(slots=True)
 class _Columns:
-    """The spans of a plan as columns, [spans] each; `rows` are table rows."""
+    """What a plan computes as columns, [parts] each: spans, then decodes.
 
+    `rows` are table rows, -1 for a sequence that is not here.
+    """
+
+    numbers: IntArray
     rows: IntArray
     starts: IntArray
     counts: IntArray
     samples: BoolArray
+    decodes: BoolArray
+
+    @classmethod
+    def of(cls, spans: tuple[Span, ...], decodes: Decodes, table: SequenceTable) -> Self:
+        """A decode computes the last token that is known here, and samples."""
+        chunks = [(span.sequence, span.start, span.count, span.samples) for span in spans]
+        given = np.array(chunks, np.int64).reshape(-1, 4)
+        ones = np.ones(len(decodes.sequences), np.int64)
+        numbers = np.concatenate((given[:, 0], np.array(decodes.sequences, np.int64)))
+        rows = table.rows_of(numbers.tolist())
+        lasts = table.known[np.maximum(rows[len(given) :], 0)] - 1
+        return cls(
+            numbers=numbers,
+            rows=rows,
+            starts=np.concatenate((given[:, 1], lasts)),
+            counts=np.concatenate((given[:, 2], ones)),
+            samples=np.concatenate((given[:, 3], ones)).astype(np.bool_),
+            decodes=np.arange(len(numbers)) >= len(given),
+        )
 
     def at(self, index: IntArray) -> "_Columns":
         return _Columns(
-            self.rows[index], self.starts[index], self.counts[index], self.samples[index]
+            self.numbers[index],
+            self.rows[index],
+            self.starts[index],
+            self.counts[index],
+            self.samples[index],
+            self.decodes[index],
         )
 
 
 def step_inputs(
     spans: tuple[Span, ...],
+    decodes: Decodes,
     table: SequenceTable,
     limits: PoolLimits,
     is_resident: Callable[[int], bool],
 ) -> tuple[StepInputs | None, list[SequenceFailure]]:
-    """Check the spans and lay them out. Block tables are extended by the spans' new blocks.
+    """Check what is to be computed and lay it out. Block tables are extended by the new blocks.
 
-    Returns: the step, None when no span is left to compute, and the sequences refused.
+    Returns: the step, None when nothing is left to compute, and the sequences refused.
     """
     failures: list[SequenceFailure] = []
-    reason = _unfit_as_a_whole(spans, limits)
+    columns = _Columns.of(spans, decodes, table)
+    reason = _unfit_as_a_whole(columns, limits)
     if reason is not None:
         error = ProtocolViolation(reason, field="spans")
-        return None, [SequenceFailure(span.sequence, error) for span in spans]
-    columns = _Columns(
-        rows=table.rows_of([span.sequence for span in spans]),
-        starts=np.array([span.start for span in spans], np.int64),
-        counts=np.array([span.count for span in spans], np.int64),
-        samples=np.array([span.samples for span in spans], np.bool_),
-    )
-    bad = _extend_block_tables(spans, columns.rows, table, limits, failures)
-    good = _fit(spans, columns, table, limits, is_resident, bad, failures)
+        return None, [SequenceFailure(number, error) for number in columns.numbers.tolist()]
+    bad = _extend_block_tables(_new_blocks(spans, decodes), columns, table, limits, failures)
+    good = _fit(columns, table, limits, is_resident, bad, failures)
     if not good.any():
         return None, failures
     columns = columns.at(np.flatnonzero(good))
@@ -113,43 +138,63 @@ def step_inputs(
     return _laid_out(columns.at(order), table, limits), failures
 
 
-def _unfit_as_a_whole(spans: tuple[Span, ...], limits: PoolLimits) -> str | None:
-    """Why no span of the plan can be computed, if so."""
-    if len(spans) > limits.step_sequences_max:
-        return f"a step of {len(spans)} sequences exceeds {limits.step_sequences_max}"
-    tokens = sum(max(span.count, 0) for span in spans)
+def _unfit_as_a_whole(columns: _Columns, limits: PoolLimits) -> str | None:
+    """Why nothing of the plan can be computed, if so."""
+    parts = len(columns.numbers)
+    if parts > limits.step_sequences_max:
+        return f"a step of {parts} sequences exceeds {limits.step_sequences_max}"
+    tokens = int(np.maximum(columns.counts, 0).sum())
     if tokens > limits.step_tokens_max:
         return f"a step of {tokens} tokens exceeds {limits.step_tokens_max}"
-    if len({span.sequence for span in spans}) != len(spans):
+    if len(set(columns.numbers.tolist())) != parts:
         return "a step names one sequence twice"
     return None
 
 
+def _new_blocks(spans: tuple[Span, ...], decodes: Decodes) -> dict[int, tuple[int, ...]]:
+    """What each sequence's block table is to be extended by."""
+    blocks = {span.sequence: span.new_blocks for span in spans if span.new_blocks}
+    grown = zip(decodes.growing, decodes.new_blocks, strict=True)
+    return blocks | {number: (page,) for number, page in grown}
+
+
 def _extend_block_tables(
-    spans: tuple[Span, ...],
-    rows: IntArray,
+    blocks: dict[int, tuple[int, ...]],
+    columns: _Columns,
     table: SequenceTable,
     limits: PoolLimits,
     failures: list[SequenceFailure],
 ) -> BoolArray:
-    """Returns: [spans], which of them named pages they may not."""
-    bad = np.zeros(len(spans), np.bool_)
-    for index, span in enumerate(spans):
-        if not span.new_blocks or rows[index] < 0:
+    """Returns: [parts], which of them named pages they may not."""
+    bad = np.zeros(len(columns.numbers), np.bool_)
+    if not blocks:
+        return bad
+    index_of = {number: index for index, number in enumerate(columns.numbers.tolist())}
+    for number, pages in blocks.items():
+        index = index_of.get(number)
+        if index is None:
+            failures.append(_refused(number, "grows without a part in the step", "growing"))
             continue
-        pages = span.new_blocks
-        outside = min(pages) < 0 or max(pages) >= limits.pages
-        if outside or any(map(limits.holds_adapter, pages)):
-            why = f"are outside the {limits.pages} there are" if outside else "hold an adapter"
-            failures.append(_refused(span, f"new blocks {list(pages)} {why}", "new_blocks"))
+        row = int(columns.rows[index])
+        if row < 0:
+            continue
+        why = _unfit_blocks(pages, limits)
+        if why is not None:
+            failures.append(_refused(number, f"new blocks {list(pages)} {why}", "new_blocks"))
             bad[index] = True
         else:
-            table.extend_blocks(int(rows[index]), pages)
+            table.extend_blocks(row, pages)
     return bad
 
 
+def _unfit_blocks(pages: tuple[int, ...], limits: PoolLimits) -> str | None:
+    """Why no sequence may have these pages, if so."""
+    if min(pages) < 0 or max(pages) >= limits.pages:
+        return f"are outside the {limits.pages} there are"
+    return "hold an adapter" if any(map(limits.holds_adapter, pages)) else None
+
+
 def _fit(
-    spans: tuple[Span, ...],
     columns: _Columns,
     table: SequenceTable,
     limits: PoolLimits,
@@ -157,7 +202,7 @@ def _fit(
     bad: BoolArray,
     failures: list[SequenceFailure],
 ) -> BoolArray:
-    """Returns: [spans], which of them can be computed; the others are added to `failures`."""
+    """Returns: [parts], which of them can be computed; the others are added to `failures`."""
     rows, starts, counts = columns.rows, columns.starts, columns.counts
     stops = starts + counts
     here = rows >= 0
@@ -169,6 +214,7 @@ def _fit(
     known, given = table.known[safe], table.given[safe]
     from_given = stops <= given
     from_last = (counts == 1) & (stops == known)
+    room = table.block_count[safe] * limits.block_tokens
     checks = (
         (here, "belongs to no sequence here"),
         (table.failed[safe] == 0, "follows a step that failed"),
@@ -177,15 +223,16 @@ def _fit(
         (from_given | from_last, "lacks the tokens at its positions"),
         ((starts <= table.computed[safe]) | (table.computed[safe] == 0), "leaves a gap"),
         (stops <= limits.positions_max, f"goes beyond position {limits.positions_max}"),
-        (stops <= table.block_count[safe] * limits.block_tokens, "goes beyond its blocks"),
+        (stops <= room, "goes beyond its blocks"),
+        (~columns.decodes | (stops > room - limits.block_tokens), "has blocks to come already"),
         (~columns.samples | (stops == known), "samples before its last token"),
         (~np.isin(slots, absent), "has no resident adapter in its slot"),
     )
     good = ~bad
     for passes, complaint in checks:
-        _keep(good, passes, complaint, spans, failures)
+        _keep(good, passes, complaint, columns, failures)
     unshared = _writes_alone(columns, table, limits, good)
-    _keep(good, unshared, "writes a block that another span writes", spans, failures)
+    _keep(good, unshared, "writes a block that another span writes", columns, failures)
     return good
 
 
@@ -193,14 +240,14 @@ def _keep(
     good: BoolArray,
     passes: BoolArray,
     complaint: str,
-    spans: tuple[Span, ...],
+    columns: _Columns,
     failures: list[SequenceFailure],
 ) -> None:
     """Take those that do not pass out of `good`, each with a failure."""
-    for index in np.flatnonzero(good & ~passes):
-        span = spans[index]
-        text = f"span [{span.start}, {span.start + span.count}) {complaint}"
-        failures.append(_refused(span, text, "spans"))
+    for index in np.flatnonzero(good & ~passes).tolist():
+        start, count = int(columns.starts[index]), int(columns.counts[index])
+        text = f"span [{start}, {start + count}) {complaint}"
+        failures.append(_refused(int(columns.numbers[index]), text, "spans"))
     good &= passes
 
 
@@ -274,6 +321,6 @@ def _segments(slots: IntArray, query_starts: IntArray) -> list[tuple[int, int, i
     return [run for run in runs if run[2] != BASE_SLOT]
 
 
-def _refused(span: Span, complaint: str, field: str) -> SequenceFailure:
-    error = ProtocolViolation(f"sequence {span.sequence}: {complaint}", field=field)
-    return SequenceFailure(span.sequence, error)
+def _refused(number: int, complaint: str, field: str) -> SequenceFailure:
+    error = ProtocolViolation(f"sequence {number}: {complaint}", field=field)
+    return SequenceFailure(number, error)

@@ -17,9 +17,16 @@ from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
 from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
 from adex_proto.grammar import Grammar
-from adex_proto.outcome import PromptScores, SampledToken, SequenceFailure, StepOutcome, WorkerInfo
+from adex_proto.outcome import (
+    PromptScores,
+    SampledTokens,
+    SequenceFailure,
+    StepOutcome,
+    TokenScore,
+    WorkerInfo,
+)
 from adex_proto.plan import StepPlan
-from adex_worker.run.arrays import IntArray, upload
+from adex_worker.run.arrays import BoolArray, IntArray, upload
 from adex_worker.run.constraints import ConstraintTable, Masks
 from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
 from adex_worker.run.sample import Sampled, sample
@@ -152,11 +159,11 @@ class Runner:
         failures = self._meet(plan)
         refused = {failure.sequence for failure in failures}
         spans = tuple(span for span in plan.spans if span.sequence not in refused)
-        tokens: tuple[SampledToken, ...] = ()
+        tokens = SampledTokens()
         scores: tuple[PromptScores, ...] = ()
-        if spans:
+        if spans or plan.decodes.sequences:
             inputs, unfit = step_inputs(
-                spans, self._sequences, self._limits, self._slots.__contains__
+                spans, plan.decodes, self._sequences, self._limits, self._slots.__contains__
             )
             failures += unfit
             if inputs is not None:
@@ -203,7 +210,7 @@ class Runner:
 
     def _compute(
         self, step: int, inputs: StepInputs
-    ) -> tuple[tuple[SampledToken, ...], tuple[PromptScores, ...], list[SequenceFailure]]:
+    ) -> tuple[SampledTokens, tuple[PromptScores, ...], list[SequenceFailure]]:
         try:
             scored = scored_rows(inputs, self._sequences, self._sampling)
             logits = self._logits(inputs, scored)
@@ -212,13 +219,13 @@ class Runner:
             sampled = len(inputs.sampled)
             scores = () if scored is None else prompt_scores(logits[sampled:], scored)
             if not sampled:
-                return (), scores, []
+                return SampledTokens(), scores, []
             tokens, failures = self._sample(logits[:sampled], inputs)
             return tokens, scores, failures
         except Exception as error:
             # Whatever a pass raises costs this step's sequences and nothing else.
             _LOG.exception("step %d failed", step)
-            return (), (), self._all_failed(inputs, error)
+            return SampledTokens(), (), self._all_failed(inputs, error)
 
     def _logits(self, inputs: StepInputs, scored: ScoredRows | None) -> Tensor:
         """[sampled and then scored rows, vocabulary] float32, of one forward pass."""
@@ -253,7 +260,7 @@ class Runner:
 
     def _sample(
         self, logits: Tensor, inputs: StepInputs
-    ) -> tuple[tuple[SampledToken, ...], list[SequenceFailure]]:
+    ) -> tuple[SampledTokens, list[SequenceFailure]]:
         table, rows = self._sequences, inputs.sampled
         generated = table.known[rows] - table.output_start[rows]
         masks, errors = self._masks(rows)
@@ -267,10 +274,10 @@ class Runner:
         constrained = whole & (needs & Needs.GRAMMAR > 0)
         if self._constraints is not None and constrained.any():
             self._constraints.note(rows[constrained], sampled.token_ids[constrained])
-        numbers, token_ids = table.numbers[rows].tolist(), sampled.token_ids.tolist()
-        tokens = tuple(
-            self._token(index, numbers[index], token_ids[index], int(rows[index]), sampled)
-            for index in np.flatnonzero(whole).tolist()
+        tokens = SampledTokens(
+            tuple(table.numbers[rows[whole]].tolist()),
+            tuple(sampled.token_ids[whole].tolist()),
+            self._scores(rows, whole, sampled),
         )
         failures = [SequenceFailure(int(table.numbers[row]), why) for row, why in failing.items()]
         return tokens, failures
@@ -282,14 +289,17 @@ class Runner:
             return None, {}
         return self._constraints.masks(rows[index], index)
 
-    def _token(
-        self, index: int, number: int, token_id: int, row: int, sampled: Sampled
-    ) -> SampledToken:
+    def _scores(self, rows: IntArray, whole: BoolArray, sampled: Sampled) -> dict[int, TokenScore]:
+        """By sequence, the scores of the tokens that were to have them."""
+        scores: dict[int, TokenScore] = {}
         logprobs = sampled.logprobs
-        at = None if logprobs is None else logprobs.index.get(index)
-        if logprobs is None or at is None:
-            return SampledToken(number, token_id)
-        wanted = int(self._sampling.logprobs[row])
-        top_ids, top = logprobs.top_ids[at, :wanted], logprobs.top[at, :wanted]
-        alternatives = tuple(zip(top_ids.tolist(), top.tolist(), strict=True))
-        return SampledToken(number, token_id, float(logprobs.chosen[at]), alternatives)
+        if logprobs is None:
+            return scores
+        for index, at in logprobs.index.items():
+            if whole[index]:
+                wanted = int(self._sampling.logprobs[rows[index]])
+                top_ids, top = logprobs.top_ids[at, :wanted], logprobs.top[at, :wanted]
+                alternatives = tuple(zip(top_ids.tolist(), top.tolist(), strict=True))
+                number = int(self._sequences.numbers[rows[index]])
+                scores[number] = TokenScore(float(logprobs.chosen[at]), alternatives)
+        return scores

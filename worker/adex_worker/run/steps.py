@@ -110,8 +110,8 @@ class StepThread:
             # these sequences: a dead step thread would cost all.
             _LOG.exception("step %d failed as a whole", plan.step)
             error = StepFailed("the step failed inside the worker")
-            failures = tuple(SequenceFailure(span.sequence, error) for span in plan.spans)
-            return StepOutcome(plan.step, (), failures)
+            failures = tuple(SequenceFailure(number, error) for number in plan.sequences)
+            return StepOutcome(plan.step, failures=failures)
         finally:
             self.last_step = plan.step
 

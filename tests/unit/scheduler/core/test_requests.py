@@ -5,7 +5,7 @@ import re
 import pytest
 
 from adex_proto.errors import Overloaded, ProtocolViolation, ShuttingDown, StepFailed
-from adex_proto.outcome import SampledToken, StepOutcome
+from adex_proto.outcome import SampledTokens, StepOutcome
 from adex_proto.sampling import FinishReason, SamplingParams
 from adex_scheduler.core.events import Cancelled, Drained, StopFound, Ticked
 from adex_scheduler.core.limits import Limits
@@ -78,7 +78,7 @@ def test_no_step_is_planned_beyond_the_length_that_is_known_to_be_reached() -> N
     desk = Desk()
     desk.arrive(new=3)
     desk.settle()
-    assert sum(len(plan.spans) for plan in desk.plans) == 3
+    assert sum(len(plan.sequences) for plan in desk.plans) == 3
 
 
 def test_two_steps_are_in_flight_and_no_more() -> None:
@@ -94,12 +94,10 @@ def test_a_long_prompt_is_computed_in_chunks_beside_the_decodes_of_others() -> N
     desk.step()
     reader = desk.arrive(prompt=40, new=2)
     desk.settle()
-    shared = [plan for plan in desk.plans if {s.sequence for s in plan.spans} == {talker, reader}]
-    assert len(shared) >= 5
-    for plan in shared:
-        spans = {span.sequence: span for span in plan.spans}
-        assert spans[talker].count == 1
-        assert spans[reader].count <= 7
+    shared = [plan for plan in desk.plans if set(plan.sequences) == {talker, reader}]
+    chunks = [plan.spans[0].count for plan in shared if plan.decodes.sequences == (talker,)]
+    assert len(chunks) >= 5
+    assert max(chunks) <= 7
     for number in (talker, reader):
         assert desk.tokens[number] == desk.expected(number)
 
@@ -163,7 +161,7 @@ def test_a_token_that_does_not_come_fails_its_sequence() -> None:
     desk = Desk()
     number = desk.arrive(new=6)
     outcome = desk.worker.run_plan()
-    desk.tell(StepOutcome(outcome.step, ()))
+    desk.tell(StepOutcome(outcome.step))
     assert isinstance(desk.errors[number], ProtocolViolation)
 
 
@@ -171,7 +169,7 @@ def test_a_token_nobody_asked_for_fails_its_sequence_and_is_not_shown() -> None:
     desk = Desk(step_tokens_max=4, step_sequences_max=4)
     number = desk.arrive(prompt=12, new=6)
     outcome = desk.worker.run_plan()
-    desk.tell(StepOutcome(outcome.step, (SampledToken(number, 5),)))
+    desk.tell(StepOutcome(outcome.step, SampledTokens((number,), (5,))))
     assert isinstance(desk.errors[number], ProtocolViolation)
     assert desk.tokens[number] == []
 
@@ -179,7 +177,7 @@ def test_a_token_nobody_asked_for_fails_its_sequence_and_is_not_shown() -> None:
 def test_an_answer_out_of_turn_is_blamed_on_the_worker() -> None:
     desk = Desk()
     desk.arrive()
-    desk.tell(StepOutcome(17, ()))
+    desk.tell(StepOutcome(17))
     assert desk.blamed == ["outcome of step 17 came, of step 0 was awaited"]
 
 

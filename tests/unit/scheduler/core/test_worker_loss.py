@@ -63,7 +63,7 @@ def test_answers_of_the_lost_stream_are_ignored() -> None:
     desk = Desk()
     number = desk.arrive(desk.publish("a"), new=9)
     lose(desk)
-    desk.tell(StepOutcome(0, ()))
+    desk.tell(StepOutcome(0))
     desk.tell(Moved("digest-a", Tier.DEVICE))
     desk.reconnect()
     desk.settle()

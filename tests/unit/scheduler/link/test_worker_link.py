@@ -61,7 +61,7 @@ async def echo_plans(requests: Any, context: Any) -> None:
     async for message in requests:
         plan = decode_to_worker(message)
         assert isinstance(plan, StepPlan)
-        await context.write(encode_from_worker(StepOutcome(plan.step, ())))
+        await context.write(encode_from_worker(StepOutcome(plan.step)))
 
 
 async def stay_silent(_requests: Any, _context: Any) -> None:
@@ -108,7 +108,7 @@ async def test_events_come_in_the_order_the_worker_sent_them() -> None:
             connected.link.send(StepPlan(step, (), ()))
         assert await connected.next() == Heartbeat(-1)
         steps = [await connected.next() for _ in range(50)]
-        assert steps == [StepOutcome(step, ()) for step in range(50)]
+        assert steps == [StepOutcome(step) for step in range(50)]
         assert connected.link.statistics().connected
 
 
@@ -194,7 +194,7 @@ async def test_a_plan_beyond_the_wires_limit_is_refused_and_the_stream_lives(
         with pytest.raises(ProtocolViolation, match="exceeds the limit of 100"):
             connected.link.send(StepPlan(0, (), (), tuple(range(1000))))
         connected.link.send(StepPlan(1, (), ()))
-        assert await connected.next() == StepOutcome(1, ())
+        assert await connected.next() == StepOutcome(1)
 
 
 async def test_what_on_event_raises_is_the_callers_to_see() -> None:

@@ -172,7 +172,7 @@ def test_a_batch_holds_constrained_rows_beside_others_and_none_changes_another(
 
 def test_log_probabilities_are_the_models_own_not_the_grammars(runner: Runner) -> None:
     _, outcomes = generate(runner, under("[0-9]{3}", logprobs=1))
-    first = outcomes[0].tokens[0]
+    [first] = outcomes[0].tokens
     assert first.alternatives[0][0] == FAVOURITE
     assert first.logprob is not None
     assert first.logprob < -10

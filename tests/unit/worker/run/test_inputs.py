@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adex_proto.plan import NewSequence, Span
+from adex_proto.plan import Decodes, NewSequence, Span
 from adex_proto.sampling import SamplingParams
 from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
 from adex_worker.run.sampling_table import SamplingTable
@@ -22,6 +22,7 @@ LIMITS = PoolLimits(
     positions_max=100,
     holds_adapter=lambda page: page < 10,
 )
+NO_DECODES = Decodes()
 
 
 def table_of(*sequences: tuple[int, list[int], int]) -> SequenceTable:
@@ -33,9 +34,12 @@ def table_of(*sequences: tuple[int, list[int], int]) -> SequenceTable:
 
 
 def build(
-    spans: list[Span], table: SequenceTable, resident: tuple[int, ...] = (1, 2, 3)
+    spans: list[Span],
+    table: SequenceTable,
+    resident: tuple[int, ...] = (1, 2, 3),
+    decodes: Decodes = NO_DECODES,
 ) -> tuple[StepInputs, list[int]]:
-    inputs, failures = step_inputs(tuple(spans), table, LIMITS, resident.__contains__)
+    inputs, failures = step_inputs(tuple(spans), decodes, table, LIMITS, resident.__contains__)
     assert inputs is not None
     return inputs, [failure.sequence for failure in failures]
 
@@ -98,7 +102,9 @@ def test_a_prefix_may_begin_where_another_sequences_cache_ends_but_never_leave_a
     inputs, _ = build([Span(1, 8, 4, False, (10, 11, 12))], table)
     assert inputs.positions.tolist() == [8, 9, 10, 11]
     table.computed[table.rows_of([1])] = 12
-    _, failures = step_inputs((Span(1, 13, 2, False, (13,)),), table, LIMITS, lambda _: True)
+    _, failures = step_inputs(
+        (Span(1, 13, 2, False, (13,)),), NO_DECODES, table, LIMITS, lambda _: True
+    )
     assert "leaves a gap" in str(failures[0].error)
 
 
@@ -113,6 +119,56 @@ def test_two_spans_never_write_one_block() -> None:
     inputs, failed = build(spans, table)
     assert failed == [2]
     assert len(inputs.table_rows) == 2
+
+
+def sampled_once(*sequences: tuple[int, int]) -> SequenceTable:
+    """Sequences (number, slot) of four tokens, one full block, with a fifth sampled here."""
+    table = table_of(*((number, [7] * 4, slot) for number, slot in sequences))
+    build([Span(number, 0, 4, True, (10 + number,)) for number, _ in sequences], table)
+    rows = table.rows_of([number for number, _ in sequences])
+    table.computed[rows] = 4
+    table.append(rows, 90 + rows)
+    return table
+
+
+def test_decodes_are_laid_out_as_spans_of_the_last_token_would_be() -> None:
+    sequences = ((1, 2), (2, 0), (3, 1), (4, 2))
+    numbers = tuple(number for number, _ in sequences)
+    as_spans, failed = build(
+        [Span(n, 4, 1, True, (20 + n,)) for n in numbers], sampled_once(*sequences)
+    )
+    assert failed == []
+    decodes = Decodes(numbers, numbers, tuple(20 + n for n in numbers))
+    inputs, failed = build([], sampled_once(*sequences), decodes=decodes)
+    assert failed == []
+    assert inputs.segments == as_spans.segments
+    for name in ("token_ids", "positions", "logit_rows"):
+        assert getattr(inputs, name).tolist() == getattr(as_spans, name).tolist()
+    assert inputs.sampled.tolist() == as_spans.sampled.tolist()
+    assert inputs.tables.tolist() == as_spans.tables.tolist()
+
+
+def test_a_sequence_that_the_plan_places_elsewhere_fails_alone_where_its_blocks_end() -> None:
+    table = sampled_once((1, 0), (2, 0), (3, 0))
+    # Sequence 1 grows as it must; the plan takes 2 for one token back, and 3 for one ahead.
+    ahead = table.rows_of([3])
+    table.extend_blocks(int(ahead[0]), (23,))
+    table.computed[ahead] = 5
+    table.append(ahead, ahead)
+    decodes = Decodes((1, 2, 3), (1, 3), (21, 33))
+    inputs, failures = step_inputs((), decodes, table, LIMITS, lambda _: True)
+    assert inputs is not None
+    assert table.numbers[inputs.table_rows].tolist() == [1]
+    told = {failure.sequence: str(failure.error) for failure in failures}
+    assert "beyond its blocks" in told[2]
+    assert "has blocks to come already" in told[3]
+
+
+def test_a_sequence_that_grows_without_a_part_in_the_step_is_refused() -> None:
+    table = sampled_once((1, 0), (2, 0))
+    inputs, failed = build([], table, decodes=Decodes((1,), (1, 2), (21, 22)))
+    assert failed == [2]
+    assert len(inputs.table_rows) == 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,7 +187,7 @@ def test_every_span_is_either_computed_or_refused_and_none_twice(
         Span(i, start, count, start + count == length, tuple(range(10 + 20 * i, 18 + 20 * i)))
         for i, (length, _, start, count) in enumerate(shapes)
     )
-    inputs, failures = step_inputs(spans, table, LIMITS, (1, 2).__contains__)
+    inputs, failures = step_inputs(spans, NO_DECODES, table, LIMITS, (1, 2).__contains__)
     computed = [] if inputs is None else table.numbers[inputs.table_rows].tolist()
     refused = [failure.sequence for failure in failures]
     assert sorted(computed + refused) == list(range(len(shapes)))

@@ -25,7 +25,7 @@ class SlowRunner:
         self.log.append(f"step {plan.step}")
         if plan.step == 13:
             raise ZeroDivisionError
-        return StepOutcome(plan.step, ())
+        return StepOutcome(plan.step)
 
     def forget_all(self) -> None:
         self.threads.add(threading.current_thread().name)

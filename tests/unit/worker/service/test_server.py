@@ -55,7 +55,7 @@ class Backstage:
     def run(self, plan: StepPlan) -> StepOutcome:
         assert self.go.wait(10)
         self.log.append(f"step {plan.step}")
-        return StepOutcome(plan.step, ())
+        return StepOutcome(plan.step)
 
     def forget_all(self) -> None:
         self.log.append("forget")
@@ -185,7 +185,7 @@ async def test_when_the_scheduler_leaves_its_step_ends_then_all_is_forgotten_the
         assert await second.next() == Hello(INFO, HELD)
         assert each.backstage.log == ["step 0", "forget", "release"]
         await second.send(StepPlan(5, (), ()))
-        assert await second.next() == StepOutcome(5, ())
+        assert await second.next() == StepOutcome(5)
 
 
 async def test_a_scheduler_that_closes_its_side_ends_the_stream_cleanly() -> None:
