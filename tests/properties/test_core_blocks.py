@@ -78,9 +78,9 @@ def test_pages_are_conserved_and_released_blocks_stay_findable_until_wanted(
         compute(blocks, one)
         living.append(one)
         if data.draw(st.booleans()):
-            blocks.release(living.pop(data.draw(st.integers(0, len(living) - 1))))
+            blocks.release(living.pop(data.draw(st.integers(0, len(living) - 1))), 0.0)
     for one in living:
-        blocks.release(one)
+        blocks.release(one, 0.0)
     assert blocks.available == 60
     for prompt in prompts:
         assert len(blocks.match(("", ""), [*prompt, 9])) == len(prompt) // SIZE
@@ -96,7 +96,7 @@ def test_a_reclaimed_prefix_loses_its_end_before_its_beginning(
     for number, tokens in enumerate((first, second)):
         one = sequence(number, tokens)
         compute(blocks, one)
-        blocks.release(one)
+        blocks.release(one, 0.0)
     while blocks.available > blocks.pages_idle:
         assert blocks.take(1)
     while blocks.pages_idle:
@@ -116,7 +116,7 @@ def test_a_question_about_prefixes_changes_nothing() -> None:
     blocks = Blocks(PagePool(4), SIZE, share=True)
     one = sequence(1, [1] * 8)
     compute(blocks, one)
-    blocks.release(one)
+    blocks.release(one, 0.0)
     before = blocks.available, blocks.pages_idle
     blocks.match(("", ""), [1] * 8)
     assert (blocks.available, blocks.pages_idle) == before

@@ -43,6 +43,11 @@ class Blocks:
         """All shared or shareable blocks, for checks."""
         return list(self._nodes.values())
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nobody has used the prefix that leaves first; None where none is idle."""
+        return next(iter(self._idle.values())).idle_since if self._idle else None
+
     def blocks_for(self, tokens: int) -> int:
         """Blocks that `tokens` tokens fill, the last one perhaps in part."""
         return -(-tokens // self.block_tokens)
@@ -123,7 +128,7 @@ class Blocks:
             sequence.chain = node.number
             sequence.share_at = stop + size
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: Sequence, now: float) -> None:
         """Give all blocks of the sequence back; no step in flight touches them."""
         private: list[int] = []
         idle: list[int] = []
@@ -135,6 +140,7 @@ class Blocks:
                 continue
             node.users -= 1
             if node.users == 0:
+                node.idle_since = now
                 self._idle[node.page] = node
                 idle.append(node.page)
         self._pool.give(private)

@@ -225,13 +225,15 @@ class Paging:
         """
         tiers = self._tiers
         if held:
-            return find_room(adapter.pages, tiers.pool, self._all_but(adapter, now))
+            return find_room(
+                adapter.pages, tiers.pool, self._all_but(adapter, now), self._before_prefixes(now)
+            )
         loosened = tiers.pool.loosened + tiers.device_idled
         if loosened != self._loosened:
             self._loosened, self._too_long = loosened, tiers.pool.pages + 1
         if adapter.pages >= self._too_long:
             return None
-        room = find_room(adapter.pages, tiers.pool, self._all_idle(now))
+        room = find_room(adapter.pages, tiers.pool, self._all_idle(now), self._before_prefixes(now))
         if room is None:
             self._too_long = adapter.pages
         return room
@@ -248,6 +250,17 @@ class Paging:
             victims = victims[:1]
         for victim in victims:
             tiers.drain(victim, sequence.number)
+
+    def _before_prefixes(self, now: float) -> list[Adapter]:
+        """Of the adapters that should leave, those unused for longer than every idle prefix is.
+
+        An adapter that took the lowest loose pages would do away with prefixes of any age, of which
+        most come again sooner than an adapter that has to leave.
+        """
+        since = self._tiers.blocks.idle_since
+        if since is None:
+            return []
+        return [adapter for adapter in self._idle_on_device(now) if adapter.used_at < since]
 
     def _all_but(self, spare: Adapter, now: float) -> list[Adapter]:
         """Every adapter no step uses: idle, then wanted, then pinned by an operator."""

@@ -66,6 +66,10 @@ class PagePool:
         free = self._free.count(_YES, start, stop)
         return free, self._loose.count(_YES, start, stop) - free
 
+    def free_pages(self) -> bytearray:
+        """A copy of the map: one byte for each page, 1 where it is free."""
+        return bytearray(self._free)
+
     def loose_pages(self) -> bytearray:
         """A copy of the map: one byte for each page, 1 where it is loose."""
         return bytearray(self._loose)

@@ -22,20 +22,31 @@ class Room:
     victims: tuple[Adapter, ...]
 
 
-def find_room(pages: int, pool: PagePool, candidates: Iterable[Adapter]) -> Room | None:
+def find_room(
+    pages: int, pool: PagePool, candidates: Iterable[Adapter], sooner: Iterable[Adapter] = ()
+) -> Room | None:
     """A run of `pages` pages, displacing as few and as early `candidates` as will do.
 
-    Prefers the lowest free run, then the lowest among loose pages. Otherwise adds candidates in the
-    order given until those chosen and the loose pages between them make a run, and then displaces
-    only the ones inside it. None where even all candidates together leave no such run.
+    Prefers the lowest free run; then one of free pages and of those `sooner`, who leave before what
+    is loose; then the lowest among loose pages. Otherwise adds candidates in the order given until
+    those chosen and the loose pages between them make a run, and then displaces only the ones
+    inside it. None where even all candidates together leave no such run.
     """
     first = pool.find_free(pages)
-    if first is None:
-        first = pool.find_loose(pages)
     if first is not None:
         return Room(first, ())
+    room = _displacing(pages, pool.free_pages(), sooner)
+    if room is not None:
+        return room
+    first = pool.find_loose(pages)
+    if first is not None:
+        return Room(first, ())
+    return _displacing(pages, pool.loose_pages(), candidates)
+
+
+def _displacing(pages: int, loose: bytearray, candidates: Iterable[Adapter]) -> Room | None:
+    """A run of `loose` pages, in which there is none as it is, and of the candidates'."""
     run = _YES * pages
-    loose = pool.loose_pages()
     chosen: list[Adapter] = []
     # More at a time as it goes on: a search of the map costs as much as many candidates.
     rest, count = iter(candidates), _FIRST_CHOSEN

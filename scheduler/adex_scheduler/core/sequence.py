@@ -73,13 +73,15 @@ class Errand:
 class Node:
     """One full block that other sequences may share: its page, and how many use it.
 
-    `number` is what the blocks after it are keyed by; it is never used twice.
+    `number` is what the blocks after it are keyed by; it is never used twice. Where nobody uses it,
+    nobody has since `idle_since`.
     """
 
     number: int
     key: "BlockKey"
     page: int
     users: int
+    idle_since: float = 0.0
 
 
 # Where a chain of blocks begins: the tenant and the adapter's digest ("" for the base model).

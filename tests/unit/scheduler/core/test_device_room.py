@@ -7,7 +7,7 @@ from adex_scheduler.core.adapters import Adapter
 from adex_scheduler.core.events import Cancelled
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.pool import PagePool
-from adex_scheduler.core.room import find_room
+from adex_scheduler.core.room import Room, find_room
 from adex_scheduler.testing.desk import Desk
 
 
@@ -97,6 +97,39 @@ def test_idle_prefixes_give_way_to_an_adapter() -> None:
     assert desk.tokens[number] == desk.expected(number, "digest-a")
 
 
+def full_of_prefixes_and_adapters() -> tuple[Desk, int]:
+    """Adapter `old` on the device, unused since 1.0; a prefix unused since 2.0 in the rest."""
+    desk = Desk(pages=30)
+    desk.now = 1.0
+    desk.arrive(desk.publish("old", 1000), prompt=2, new=2)
+    desk.settle()
+    desk.now = 2.0
+    desk.arrive(prompt=40, new=30)
+    desk.settle()
+    prefix = desk.core.statistics().pages_prefix
+    assert prefix > 15
+    desk.now = 3.0
+    return desk, prefix
+
+
+def test_an_adapter_unused_for_longer_leaves_for_another_before_a_prefix_does() -> None:
+    desk, prefix = full_of_prefixes_and_adapters()
+    desk.arrive(desk.publish("new", 1000), prompt=2, new=2)
+    desk.settle()
+    assert Evict("digest-old", Tier.DEVICE) in desk.sent(Evict)
+    assert desk.core.statistics().pages_prefix >= prefix
+
+
+def test_a_prefix_unused_for_longer_leaves_for_an_adapter_before_another_does() -> None:
+    desk, prefix = full_of_prefixes_and_adapters()
+    desk.arrive(desk.publish("old", 1000), prompt=2, new=2)
+    desk.settle()
+    desk.arrive(desk.publish("new", 1000), prompt=2, new=2)
+    desk.settle()
+    assert not desk.sent(Evict)
+    assert desk.core.statistics().pages_prefix < prefix
+
+
 def test_a_repeated_prompt_is_computed_once_but_for_its_last_token() -> None:
     desk = Desk()
     prompt = tuple(range(1, 17))
@@ -181,6 +214,17 @@ def resident(pool: PagePool, name: str, first_page: int, pages: int) -> Adapter:
 def displaced(pages: int, pool: PagePool, candidates: list[Adapter]) -> tuple[int, str] | None:
     room = find_room(pages, pool, candidates)
     return room and (room.first, "".join(victim.digest for victim in room.victims))
+
+
+def test_room_is_made_by_those_who_leave_sooner_before_loose_pages_are_taken() -> None:
+    pool = PagePool(20)
+    a, b = resident(pool, "a", 0, 5), resident(pool, "b", 5, 5)
+    pool.take_exact(10, 20)
+    pool.loosen(range(14, 20))
+    assert find_room(5, pool, [a, b]) == Room(14, ())
+    assert find_room(5, pool, [a, b], [b]) == Room(5, (b,))
+    assert find_room(6, pool, [a, b], [b]) == Room(14, ())
+    assert find_room(7, pool, [a, b], [b, a]) == Room(0, (a, b))
 
 
 def test_room_for_a_run_prefers_free_pages_and_then_the_first_candidates() -> None:
