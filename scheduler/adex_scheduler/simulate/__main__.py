@@ -41,6 +41,7 @@ class Options:
     streams: int | None
     seed: int
     remote: bool
+    prefix_cache: bool
     ttft_p99_s: float | None
     plot: Path | None
     write_trace: Path | None
@@ -106,6 +107,7 @@ def _answer(options: Options, question: Question) -> Answer:
         course=Course(options.streams, until),
         remote=options.remote,
         from_s=options.warm_up_s,
+        prefix_cache=options.prefix_cache,
     )
 
 
@@ -168,6 +170,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         streams=flags.streams,
         seed=flags.seed,
         remote=flags.remote,
+        prefix_cache=flags.prefix_cache,
         ttft_p99_s=None if flags.ttft_p99_ms is None else flags.ttft_p99_ms / 1000,
         plot=flags.plot,
         write_trace=flags.write_trace,
@@ -199,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--streams", type=int, help="so many callers, each asking again when answered")
     add("--seed", type=int, default=0)
     add("--remote", action="store_true", help="no adapter is on disk at the start")
+    add("--prefix-cache", action="store_true", help="share what prompts have in common")
     add("--ttft-p99-ms", type=float, help="say which device memory is enough for this")
     add("--plot", type=Path, metavar="FILE")
     add("--json", action="store_true", help="one JSON object for each row")
@@ -221,7 +225,8 @@ def _workload_options(name: str, told: str) -> dict[str, float]:
         except ValueError as error:
             raise _bad("workload", f"{option} must be a number, got {value!r}") from error
     return {
-        option: int(v) if option in {"tenants", "context_max"} else v for option, v in found.items()
+        option: int(v) if option in {"tenants", "context_max", "shared"} else v
+        for option, v in found.items()
     }
 
 

@@ -25,7 +25,7 @@ from adex_scheduler.simulate.result import RequestRecord, RunResult
 from adex_scheduler.simulate.trace import TracedRequest
 from adex_scheduler.simulate.worker import TOKEN, ModelledWorker
 
-_TICK_S = 0.25
+TICK_S = 0.25
 
 
 class Scheduler(Protocol):
@@ -76,7 +76,7 @@ class Simulation:
     def run(self) -> RunResult:
         """Serve until every request has ended, or the course's end."""
         self._tell(WorkerReady(self._worker.hello()))
-        self._push(_TICK_S, Ticked())
+        self._push(TICK_S, Ticked())
         for _ in range(self._course.streams or 0):
             self._arrive_next()
         open_loop = self._course.streams is None
@@ -93,7 +93,7 @@ class Simulation:
                 continue
             event = heappop(self._heap)[2]
             if isinstance(event, Ticked):
-                self._push(self._now + _TICK_S, event)
+                self._push(self._now + TICK_S, event)
                 self._on_tick()
             self._tell(event)
         return RunResult(self._now, tuple(self._records.values()), self._worker.times)
@@ -120,9 +120,13 @@ class Simulation:
         return self._sampling[count]
 
     def _prompt(self, request: TracedRequest) -> tuple[int, ...]:
-        """Tokens that only a session's own requests have in common, because of the first one."""
+        """Tokens that none but the adapter's requests share, and then none but the session's own,
+        because of the first of each.
+        """
         own = self._next if request.session is None else 2**30 + request.session
-        return (own, *(TOKEN,) * (request.prompt_tokens - 1))
+        shared = min(request.shared_tokens, request.prompt_tokens - 1)
+        head = (0, *(TOKEN,) * (shared - 1)) if shared else ()
+        return (*head, own, *(TOKEN,) * (request.prompt_tokens - shared - 1))
 
     def _tell(self, event: Event) -> None:
         now, worker = self._now, self._worker

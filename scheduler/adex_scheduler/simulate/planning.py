@@ -9,7 +9,7 @@ from adex_scheduler.core.statistics import CoreStatistics
 from adex_scheduler.simulate.loop import Course
 from adex_scheduler.simulate.machine import Machine
 from adex_scheduler.simulate.result import Figures
-from adex_scheduler.simulate.systems import simulate
+from adex_scheduler.simulate.systems import SHARING_LIMITS, SIMULATED_LIMITS, simulate
 from adex_scheduler.simulate.trace import TracedRequest, adapter_name, ranks_of
 
 
@@ -51,7 +51,9 @@ class Answer:
     """What all adapters take together, wherever they are."""
 
 
-def answer(question: Question, *, course: Course, remote: bool, from_s: float) -> Answer:
+def answer(
+    question: Question, *, course: Course, remote: bool, from_s: float, prefix_cache: bool = False
+) -> Answer:
     """Simulate the one row."""
     machine, peaks = question.machine, Peaks()
     result = simulate(
@@ -60,7 +62,8 @@ def answer(question: Question, *, course: Course, remote: bool, from_s: float) -
         question.requests,
         course=course,
         remote=remote,
-        watch=lambda now: peaks.note(now, machine.page_bytes),
+        limits=SHARING_LIMITS if prefix_cache else SIMULATED_LIMITS,
+        watch=lambda core: peaks.note(core.statistics(), machine.page_bytes),
     )
     ranks = ranks_of(question.requests)
     total = sum(machine.adapter_bytes(rank) for rank in ranks.values())

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
-from adex_scheduler.core.statistics import CoreStatistics
 from adex_scheduler.simulate.baseline_tiers import farthest_next, least_score
 from adex_scheduler.simulate.baselines import Baseline, Rules
 from adex_scheduler.simulate.loop import Course, Simulation
@@ -19,6 +18,7 @@ _AS_IT_IS = WorkerKind()
 SIMULATED_LIMITS = Limits(
     waiting_max=10**6, waiting_tenant_max=10**6, wait_s_max=1e6, prefix_cache=False
 )
+SHARING_LIMITS = replace(SIMULATED_LIMITS, prefix_cache=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,12 @@ def simulate(
     remote: bool = False,
     warm: bool = False,
     limits: Limits = SIMULATED_LIMITS,
-    watch: Callable[[CoreStatistics], None] | None = None,
+    watch: Callable[[SchedulerCore], None] | None = None,
 ) -> RunResult:
     """Play the trace on the machine under the system.
 
-    `remote` begins with no adapter on disk, `warm` with every one in host memory. `watch` sees the
-    core's own figures at each tick, where it is the core that runs.
+    `remote` begins with no adapter on disk, `warm` with every one in host memory. `watch` looks at
+    the core at each tick, where it is the core that runs.
     """
     made = SYSTEMS[system]
     remote = remote and not made.worker.all_resident
@@ -102,7 +102,7 @@ def simulate(
 
         def look() -> None:
             if watch is not None:
-                watch(core.statistics())
+                watch(core)
 
         return Simulation(core, worker, requests, course, look).run()
     baseline = Baseline(

@@ -17,7 +17,8 @@ class TracedRequest:
 
     `rank` is the adapter's; with the hardware's bytes per rank it says how large the adapter is.
     Requests of one `session` share the tokens they have in common: each prompt begins with the
-    one before it and its answer.
+    one before it and its answer. So many `shared_tokens` begin the prompts of all requests with the
+    adapter, as a system prompt does.
     """
 
     time_s: float
@@ -27,6 +28,7 @@ class TracedRequest:
     output_tokens: int
     rank: int
     session: int | None = None
+    shared_tokens: int = 0
 
 
 def adapter_name(index: int) -> str:
@@ -48,6 +50,8 @@ def write_trace(path: Path, requests: Iterable[TracedRequest]) -> None:
             }
             if request.session is not None:
                 told["session"] = request.session
+            if request.shared_tokens:
+                told["shared_tokens"] = request.shared_tokens
             file.write(json.dumps(told) + "\n")
 
 
@@ -94,6 +98,9 @@ def _request(where: str, line: str) -> TracedRequest:
         raise _bad(where, "adapter", "must be a name, or null for the base model")
     if not (session is None or _is_count(session, 0, 2**31)):
         raise _bad(where, "session", "must be a whole number")
+    shared = told.get("shared_tokens", 0)
+    if not _is_count(shared, 0, TOKENS_MAX):
+        raise _bad(where, "shared_tokens", f"must be a whole number from 0 to {TOKENS_MAX}")
     time_s, tenant = told.get("time_s"), told.get("tenant", "")
     if isinstance(time_s, bool) or not isinstance(time_s, int | float) or not 0 <= time_s < 1e9:
         raise _bad(where, "time_s", "must be seconds from the trace's start, 0 or more")
@@ -112,6 +119,7 @@ def _request(where: str, line: str) -> TracedRequest:
         told["output_tokens"],
         told["rank"],
         session,
+        shared,
     )
 
 

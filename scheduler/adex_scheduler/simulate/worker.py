@@ -59,6 +59,12 @@ class WorkerTimes:
     fetched_bytes: float = 0.0
     staged_bytes: float = 0.0
     paged_in_bytes: float = 0.0
+    longest_s: dict[str, float] = field(default_factory=dict[str, float])
+    """The longest from asking to the answer, of `step` and of each link."""
+
+    def note(self, what: str, seconds: float) -> None:
+        """Something that was asked for is answered so much later."""
+        self.longest_s[what] = max(self.longest_s.get(what, 0.0), seconds)
 
 
 @dataclass(slots=True)
@@ -182,6 +188,7 @@ class ModelledWorker:
         self._free_at = max(self._free_at, now) + seconds
         self.times.steps += bool(sequences)
         self.times.busy_s += seconds
+        self.times.note("step", self._free_at - now)
         prompts = [span.sequence for span in plan.spans if span.samples]
         sampled = (*plan.decodes.sequences, *prompts)
         tokens = SampledTokens(sampled, (TOKEN,) * len(sampled))
@@ -217,6 +224,11 @@ class ModelledWorker:
                 return now, Evicted(digest, tier)
 
     def _move(self, name: str, size: float, now: float) -> float:
+        at = self._arrival(name, size, now)
+        self.times.note(name, at - now)
+        return at
+
+    def _arrival(self, name: str, size: float, now: float) -> float:
         link = self._links[name]
         if not self.kind.blocking or name == "resolve":
             return link.send(size, now)

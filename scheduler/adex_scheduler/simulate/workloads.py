@@ -5,7 +5,7 @@ Each generator is a function of a `Load` and its own options, and equal inputs g
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -148,6 +148,16 @@ def sessions(
     return sorted(found, key=lambda request: request.time_s)
 
 
+def instructed(load: Load, *, shared: int = 1024, alpha: float = 1.0) -> list[TracedRequest]:
+    """Zipf, each prompt after the same `shared` tokens as all others with its adapter: what it is
+    told to be.
+    """
+    return [
+        replace(one, prompt_tokens=one.prompt_tokens + shared, shared_tokens=shared)
+        for one in zipf(load, alpha=alpha)
+    ]
+
+
 def tenant_flood(
     load: Load, *, tenants: int = 8, factor: float = 10.0, alpha: float = 1.0
 ) -> list[TracedRequest]:
@@ -227,6 +237,7 @@ WORKLOADS: dict[str, Workload] = {
     "geometric": geometric,
     "drift": drift,
     "sessions": sessions,
+    "instructed": instructed,
     "tenant-flood": tenant_flood,
     "cold-storm": cold_storm,
     "functions": functions,

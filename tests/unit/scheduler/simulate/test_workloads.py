@@ -84,6 +84,7 @@ requests = st.builds(
     output_tokens=st.integers(1, 9999),
     rank=st.integers(1, 256),
     session=st.none() | st.integers(0, 2**31),
+    shared_tokens=st.integers(0, 9999),
 )
 
 
