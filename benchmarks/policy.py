@@ -3,8 +3,8 @@
     python benchmarks/policy.py [--seeds 5] [--only saturated reach] [--jobs 1] [--no-write]
 
 Runs are kept as JSON under --work and not made again while the code they come from is the same,
-so the whole can be stopped and goes on where it was. Writes tables and plots under
-benchmarks/results/. About half an hour on one core.
+so the whole can be stopped and goes on where it was. Writes a page and plots under
+benchmarks/results/. TIMING on one core.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from adex_scheduler.simulate.machine import Machine, Memory, read_machine
 from adex_scheduler.simulate.result import RunResult, mix_distance
 from adex_scheduler.simulate.systems import SYSTEMS, simulate
 from adex_scheduler.simulate.workloads import RANK_SETS, WORKLOADS, Load
+from policy_bounds import Lag, waits
 from policy_report import write_report
 
 H200 = read_machine("h200-llama-8b")
@@ -119,22 +120,28 @@ def run_cell(scenario: Scenario, system: str, seed: int) -> dict[str, Any]:
     load = Load(scenario.adapters, scenario.rate, scenario.duration_s, seed, ranks)
     requests = WORKLOADS[scenario.workload](load, **scenario.options)
     until = scenario.duration_s if scenario.streams else 1e9
+    machine = MACHINES[scenario.machine]
+    flooded, ours = scenario.group == "flood", SYSTEMS[system].rules is None
+    lag = Lag({one.tenant for one in requests})
     began = time.perf_counter()
     result = simulate(
         system,
-        MACHINES[scenario.machine],
+        machine,
         requests,
         course=Course(scenario.streams, until),
         remote=scenario.remote,
         warm=scenario.warm,
+        watch=lag.look if flooded else None,
     )
     took = time.perf_counter() - began
     figures = asdict(result.figures(from_s=scenario.from_s))
     more = {"simulation_s": took, "served": result.served(from_s=scenario.from_s)}
     if scenario.streams is None:
         more["ttft_s"] = [round(one.ttft_s or 1e9, 4) for one in result.records]
-    if scenario.group == "flood":
-        more |= _flood(result)
+    if flooded:
+        more |= _flood(result) | (lag.figures(result, machine) if ours else {})
+    elif ours and scenario.streams is None:
+        more |= waits(result, machine)
     return figures | more
 
 
@@ -238,10 +245,9 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     for scenario in scenarios():
         if options.only and scenario.group not in options.only:
             continue
-        seeds = min(options.seeds, 2) if scenario.group == "reach" else options.seeds
         for system in scenario.systems:
             mark = modelled.hexdigest() + marks[SYSTEMS[system].rules is None]
-            for seed in range(seeds):
+            for seed in range(options.seeds):
                 add("run", mark, scenario, system, seed)
     if not options.only or "cache" in options.only:
         for trace in CACHE_TRACES:
