@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from adex_kernels import between
 from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
+from adex_kernels.dense_lora import add_dense_
 from adex_kernels.native import lora as native
 
 # Scores of capped attention are formed for as many queries at a time as keep them within this.
@@ -210,15 +211,7 @@ def lora_add_(y: Tensor, x: Tensor, lora: LoraBatch, layer: int, group: int) -> 
     segments = native.add_(y, x, lora, layer, group)
     if segments and y.device.type == "cpu" and y.element_size() == 2:
         segments = _add_thin(y, x, lora, segments, layer, group)
-    find = lora.slots.group
-    for start, stop, slot in segments:
-        weights = find(slot, layer, group)
-        if weights is None:
-            continue
-        shrunk = functional.linear(x[start:stop], weights.a)
-        target = y[start:stop]
-        for rank_start, rank_stop, out_start, out_stop, b in weights.slices:
-            target[:, out_start:out_stop].addmm_(shrunk[:, rank_start:rank_stop], b)
+    add_dense_(y, x, lora.slots, segments, layer, group)
 
 
 def _add_thin(

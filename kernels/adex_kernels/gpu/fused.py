@@ -75,7 +75,8 @@ def rotate_write_(
         cos.stride(0),
         sin.stride(0),
         kv.stride(0),
-        layer * kv.stride(1),
+        layer,
+        kv.stride(1),
         kv.stride(2),
         kv.stride(3),
         query_heads,
@@ -144,7 +145,7 @@ def _add_norm(
     tl.store(place, (normed * weight).to(dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def _rotate_write(
     heads_ptr,
     cos_ptr,
@@ -157,7 +158,8 @@ def _rotate_write(
     cos_stride,
     sin_stride,
     page_stride,
-    layer_offset,
+    layer,
+    layer_stride,
     value_offset,
     token_stride,
     query_heads,
@@ -178,13 +180,15 @@ def _rotate_write(
     page = tl.load(pages_ptr + row).to(tl.int64)
     if page < 0:
         return
-    cell = page * page_stride + layer_offset
+    cell = page * page_stride + layer * layer_stride
     cell += tl.load(offsets_ptr + row).to(tl.int64) * token_stride
     if head >= query_heads + kv_heads:
-        dim = tl.arange(0, DIM)
-        inside = dim < head_dim
-        target = kv_ptr + cell + value_offset + (head - query_heads - kv_heads) * head_dim + dim
-        tl.store(target, tl.load(source + dim, mask=inside, other=0.0), mask=inside)
+        # Names of its own: Triton gives a name one type in both branches.
+        value_dim = tl.arange(0, DIM)
+        has_value = value_dim < head_dim
+        values = kv_ptr + cell + value_offset + (head - query_heads - kv_heads) * head_dim
+        value = tl.load(source + value_dim, mask=has_value, other=0.0)
+        tl.store(values + value_dim, value, mask=has_value)
     else:
         dim = tl.arange(0, HALF)
         inside = dim < half

@@ -33,7 +33,7 @@ class TritonKernels:
         """As `dispatch.lora_add_`, for a batch with a table."""
         if lora.work is None:
             assert lora.table is not None, "these kernels find adapters through the table"
-            lora.work = low_rank.LoraWork.of(lora.segments, y.shape[0], lora.table)
+            lora.work = low_rank.LoraWork.of(lora.segments, y.shape[0], lora.table, lora.slots)
         low_rank.lora_add_(y, x, lora.work, layer, group)
 
     def add_norm_(self, hidden: Tensor, out: Tensor | None, weight: Tensor, eps: float) -> Tensor:

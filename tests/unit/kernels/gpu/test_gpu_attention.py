@@ -1,11 +1,12 @@
 """Attention in Triton against the oracle, over scattered pages whose other cells are NaN."""
 
+import numpy as np
 import pytest
 import torch
 
 from adex_kernels import reference
 from adex_kernels.batch import AttentionBatch
-from adex_kernels.gpu.attention import AttentionWork, attention
+from adex_kernels.gpu.attention import AttentionWork, attention, fill_static, static_words
 from adex_kernels.gpu.launch import KEYS_PER_SPLIT
 
 PAGES, LAYERS, LAYER, TOKENS = 220, 2, 1, 16
@@ -111,3 +112,24 @@ def test_a_sequences_bits_do_not_depend_on_the_others(
     for member, (queries, _) in enumerate(world.mix):
         assert torch.equal(world.attend([member], None, None), together[row : row + queries])
         row += queries
+
+
+def test_buffers_filled_anew_serve_step_after_step_with_the_same_bits(device: torch.device) -> None:
+    """As a captured step sees them: room for more sequences, and older lines behind the new."""
+    sequences = 6
+    for_steps = [MIXES["long-decodes"], MIXES["decodes"], [(1, 700)]]
+    words = np.full(static_words(sequences), 7, np.int32)
+    buffer = torch.empty(len(words), dtype=torch.int32, device=device)
+    tables = torch.zeros((sequences, PAGES), dtype=torch.int64, device=device)
+    work = AttentionWork.static(buffer, tables, 2)
+    for mix in for_steps:
+        world = World(mix, (4, 2, 32), torch.float32, device)
+        fill_static(words, sequences, [length for _, length in mix], 2)
+        buffer.copy_(torch.from_numpy(words))
+        for line, pages in enumerate(world.tables):
+            tables[line, : len(pages)] = torch.tensor(pages)
+        q = torch.zeros((sequences, 4, 32), device=device)
+        q[: len(mix)] = world.q
+        found = attention(q, world.kv.to(device), LAYER, work, scale=32**-0.5)
+        expected = world.attend(list(range(len(mix))), None, None)
+        assert torch.equal(found[: len(mix)].cpu(), expected)

@@ -8,6 +8,7 @@ import torch
 from adex_kernels import reference
 from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import GroupWeights, LoraBatch
+from adex_kernels.gpu.launch import DENSE_ROWS_MIN, entries_of
 from adex_kernels.gpu.lora import LoraWork, lora_add_
 from adex_kernels.layout import (
     GROUP_MODULES,
@@ -59,11 +60,26 @@ class Slots:
         self.elements = elements.to(device)
         self.table = AdapterTable(SHAPE, len(RANKS) + 1, self.elements)
         self.views: dict[int, list[GroupWeights | None]] = {}
+        self.on_device: dict[int, list[GroupWeights | None]] = {}
         first = 64
         for slot, layout in layouts.items():
             self.table.publish(slot, layout, first)
             self.views[slot] = views_of(layout, elements[first : first + layout.elements])
+            self.on_device[slot] = views_of(layout, self.elements[first : first + layout.elements])
             first += layout.elements
+
+    def group(self, slot: int, layer: int, group: int) -> GroupWeights | None:
+        return self.views[slot][layer * len(Group) + group]
+
+    def record(self, slot: int) -> None:
+        return None
+
+
+class OnDevice:
+    """The same adapters as views of where the kernels find them."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.views = slots.on_device
 
     def group(self, slot: int, layer: int, group: int) -> GroupWeights | None:
         return self.views[slot][layer * len(Group) + group]
@@ -195,6 +211,43 @@ def test_a_rows_bits_do_not_depend_on_its_batch(
             work = work_of(slots, [(0, 1, slot)], 1)
             lora_add_(alone, x[row : row + 1].to(device), work, LAYER, group)
             assert torch.equal(alone[0], together[row])
+
+
+def test_a_buffer_filled_anew_serves_step_after_step_with_the_same_bits(
+    slots_of: Any, device: torch.device
+) -> None:
+    """As a captured step sees it: room for an entry a row, of any adapter, most of it unused."""
+    slots, rows = slots_of(torch.float32), 20
+    buffer = torch.zeros((rows, 3), dtype=torch.int32, device=device)
+    ranks_max = max(slots.table.rank_total_max(slot) for slot in RANKS)
+    work = LoraWork.static(buffer, ranks_max, slots.table)
+    for mix in (MIXES["distinct"], MIXES["identical"], MIXES["base-between"], MIXES["base-only"]):
+        entries = torch.from_numpy(entries_of(mix))
+        buffer.zero_()
+        buffer[: len(entries)] = entries.to(device)
+        for group in (Group.QKV, Group.DOWN):
+            x, y = tensors(group, rows, torch.float32)
+            replayed, eager = y.to(device), y.to(device)
+            lora_add_(replayed, x.to(device), work, LAYER, group)
+            lora_add_(eager, x.to(device), work_of(slots, mix, rows), LAYER, group)
+            assert torch.equal(replayed, eager)
+
+
+def test_a_long_segment_is_a_plain_product_beside_the_entries_of_others(
+    slots_of: Any, device: torch.device
+) -> None:
+    slots, rows = slots_of(torch.float32), DENSE_ROWS_MIN + 8
+    mix = [(0, 3, 4), (5, 5 + DENSE_ROWS_MIN, 6)]
+    work = LoraWork.of(mix, rows, slots.table, OnDevice(slots))
+    assert work.dense == [mix[1]]
+    assert work.entries.shape[0] == 1
+    for group in (Group.QKV, Group.DOWN):
+        x, y = tensors(group, rows, torch.float32)
+        expected = y.clone()
+        reference.lora_add_(expected, x, LoraBatch(mix, slots), LAYER, group)
+        got = y.to(device)
+        lora_add_(got, x.to(device), work, LAYER, group)
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_work_list_depends_on_rows_and_not_on_which_adapters(

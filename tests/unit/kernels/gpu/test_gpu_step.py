@@ -1,6 +1,7 @@
 """A whole step through Triton's kernels, from the store to the logits, beside plain torch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from adex_kernels import dispatch
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.gpu import check
+from adex_kernels.gpu.launch import AttentionWords, attention_words
 from adex_kernels.layout import Module
 from adex_proto.adapter import AdapterKey
 from adex_worker.adapters.arena import Arena, kv_page_bytes
@@ -33,7 +35,13 @@ def test_kernels_that_are_wrong_are_not_used_and_the_reason_is_told(
 ) -> None:
     served: dict[str, object] = {}
     monkeypatch.setattr(dispatch, "_KERNELS", served)
-    monkeypatch.setattr("adex_kernels.gpu.attention.KEYS_PER_SPLIT", 256)
+
+    def without_first_keys(*step: Any) -> AttentionWords:
+        words = attention_words(*step)
+        words.items[:, 4] += 1
+        return words
+
+    monkeypatch.setattr("adex_kernels.gpu.attention.attention_words", without_first_keys)
     assert check.serve(device, torch.float32, 4, 2, 32).startswith("torch (attention is off by")
 
     def fail(*_: object, **__: object) -> None:
