@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -186,7 +187,8 @@ class AttentionBatch:
     visible to its last row, this step's included. Row t's key and value go to write_pages[t],
     write_offsets[t]. `row_lens[t]` is the whole known length of row t's sequence, which chooses its
     rotation where that depends on length. `fresh_pages` are those that the step begins to fill.
-    `write_cells` caches where the keys go in layer 0, `work` what Triton's attention is given.
+    `query_groups` caches `groups`, `write_cells` where the keys go in layer 0, `work` what Triton's
+    attention is given.
     """
 
     query_starts: list[int]
@@ -197,7 +199,7 @@ class AttentionBatch:
     write_offsets: Tensor
     row_lens: Tensor
     fresh_pages: Tensor | None
-    groups: list[QueryGroup]
+    query_groups: list[QueryGroup] | None = None
     write_cells: Tensor | None = None
     work: Any = None
 
@@ -223,34 +225,37 @@ class AttentionBatch:
         counts = [stop - start for start, stop in pairwise(starts)]
         assert all(0 < n <= c for n, c in zip(counts, lens, strict=True)), "rows exceed context"
         tables = _padded_tables(block_tables)
-        wholes = lens if sequence_lens is None else list(sequence_lens)
-        per_sequence = torch.tensor([counts, starts[:-1], lens, wholes])
-        sequence_of = torch.arange(len(lens)).repeat_interleave(per_sequence[0])
-        row_counts, row_starts, row_contexts, row_wholes = per_sequence[:, sequence_of]
-        positions = torch.arange(starts[-1]) - row_starts + row_contexts - row_counts
-        blocks = positions // block_tokens
-        pages = tables[sequence_of, blocks]
-        offsets = positions - blocks * block_tokens
-        row_lens = torch.maximum(row_wholes, row_contexts)
-        on_device = uploaded(tables, device)
-        rows = uploaded(torch.stack((pages, offsets, row_lens)), device)
-        fresh = pages[offsets == 0]
-        fresh_pages = uploaded(fresh, device) if len(fresh) else None
-        groups = [
-            _query_group(members, starts, lens, on_device, block_tokens)
-            for members in _members_by_size(counts, lens, block_tokens)
-        ]
+        # In numpy, on this thread: torch would wake all of its own for some of these few numbers.
+        ends, wholes = np.array(lens), np.array(lens if sequence_lens is None else sequence_lens)
+        sequence_of = np.repeat(np.arange(len(lens)), counts)
+        positions = np.arange(starts[-1]) + (ends - starts[1:])[sequence_of]
+        blocks, offsets = np.divmod(positions, block_tokens)
+        pages = tables.numpy()[sequence_of, blocks]
+        row_lens = np.maximum(wholes, ends)[sequence_of]
+        rows = uploaded(torch.from_numpy(np.stack((pages, offsets, row_lens))), device)
+        fresh = torch.from_numpy(pages[offsets == 0])
         return cls(
             query_starts=starts,
             context_lens=lens,
-            block_tables=on_device,
+            block_tables=uploaded(tables, device),
             block_tokens=block_tokens,
             write_pages=rows[0],
             write_offsets=rows[1],
             row_lens=rows[2],
-            fresh_pages=fresh_pages,
-            groups=groups,
+            fresh_pages=uploaded(fresh, device) if len(fresh) else None,
         )
+
+    @property
+    def groups(self) -> list[QueryGroup]:
+        """The sequences as torch attends them, some together."""
+        if self.query_groups is None:
+            starts, lens, tokens = self.query_starts, self.context_lens, self.block_tokens
+            counts = [stop - start for start, stop in pairwise(starts)]
+            self.query_groups = [
+                _query_group(members, starts, lens, self.block_tables, tokens)
+                for members in _members_by_size(counts, lens, tokens)
+            ]
+        return self.query_groups
 
 
 def uploaded(tensor: Tensor, device: torch.device) -> Tensor:

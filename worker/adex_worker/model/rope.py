@@ -15,6 +15,7 @@ over keys of the former rotation, as it does in transformers with a cache.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class Rope:
         The first half of sin is negated, so that rotating is one product with the halves swapped.
         """
         angles = positions.unsqueeze(1).float() * self._row_frequencies(lens)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = _cos_sin(angles)
         if self._spec.attention_factor != 1.0:
             cos.mul_(self._spec.attention_factor)
             sin.mul_(self._spec.attention_factor)
@@ -63,6 +64,14 @@ class Rope:
             theta = spec.theta * stretch ** (dim / (dim - 2))
             return 1.0 / theta.unsqueeze(1) ** _exponents(dim, lens.device)
         return self._frequencies
+
+
+def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    if angles.device.type != "cpu":
+        return angles.cos(), angles.sin()
+    # numpy's take this thread only; torch's would wake all of its own for a few numbers.
+    numbers = angles.numpy()
+    return torch.from_numpy(np.cos(numbers)), torch.from_numpy(np.sin(numbers))
 
 
 def frequencies(spec: RopeSpec) -> Tensor:
