@@ -3,18 +3,13 @@
 
 enum { TEAM_BYTES = 1 << 18 };
 
-typedef struct { int64_t next_shrink, shrunk, next_expand; } Progress;
+typedef struct { int64_t next_shrink, shrunk, next_expand, expanded; } Progress;
 
 static void take_part(const Call *call, Progress *progress) {
-    int64_t shrinks = pieces_of(call, 0), expands = pieces_of(call, 1), mine;
-    Cursor shrinking = {call->segments, 0}, expanding = {call->segments, 0};
-    while ((mine = TAKE(progress->next_shrink)) < shrinks) {
-        shrink_piece(call, &shrinking, mine);
-        __atomic_fetch_add(&progress->shrunk, 1, __ATOMIC_RELEASE);
-    }
+    int64_t shrinks = pieces_of(call, 0), expands = pieces_of(call, 1);
+    do_pieces(call, &progress->next_shrink, shrinks, 0, &progress->shrunk);
     await(&progress->shrunk, shrinks);
-    while ((mine = TAKE(progress->next_expand)) < expands)
-        expand_piece(call, &expanding, mine);
+    do_pieces(call, &progress->next_expand, expands, 1, &progress->expanded);
 }
 
 /* The vector instructions that this was compiled for. */
@@ -40,7 +35,7 @@ int EXPORTED(adex_lora_add)(const Call *call) {
         for (int64_t i = 0; entry && i < entry->slices; i++)
             bytes += entry->slice[i].rank * (entry->in + entry->slice[i].out) * ELEMENT;
     }
-    Progress progress = {0, 0, 0};
+    Progress progress = {0, 0, 0, 0};
     /* All of torch's threads or none: OpenMP ends those that a smaller team leaves over. */
     if (bytes < TEAM_BYTES || call->threads < 2)
         take_part(call, &progress);

@@ -28,16 +28,17 @@ typedef struct {
     int64_t threads;
 } Call;
 
-/* The products of `rows` rows of x with `ranks` rows of A; each has a sum of its own. */
+/* The products of `rows` rows of x with `ranks` rows of A; each has a sum of its own. As much is
+ * fetched from `ahead`. */
 INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int64_t in, int ranks,
-                   float *shrunk, int64_t shrunk_stride) {
+                   const char *ahead, float *shrunk, int64_t shrunk_stride) {
     f32 sums[4][4] = {{{0}}}, values[4];
     IN_STEPS(k, count, WIDTH, in, {
         for (int i = 0; i < rows; i++)
             values[i] = load_factors(at(x, i * x_stride + k), count);
         for (int r = 0; r < ranks; r++) {
             f32 weights = load_factors(at(a, r * in + k), count);
-            __builtin_prefetch(at(a, (r + ranks) * in + k));
+            __builtin_prefetch(at(ahead, r * in + k));
             for (int i = 0; i < rows; i++)
                 sums[i][r] = add_products(sums[i][r], values[i], weights);
         }
@@ -47,10 +48,10 @@ INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int
             shrunk[i * shrunk_stride + r] = total(sums[i][r]);
 }
 
-/* Add `ranks` rows of B to the sums of `rows` rows. */
+/* Add `ranks` rows of B to the sums of `rows` rows. As much is fetched from `ahead`. */
 INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
                    int64_t shrunk_stride, const char *b, int64_t b_stride, int64_t columns,
-                   int ranks) {
+                   int ranks, const char *ahead, int64_t ahead_stride) {
     float factors[4][4];
     for (int i = 0; i < rows; i++)
         for (int r = 0; r < ranks; r++)
@@ -61,7 +62,7 @@ INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
             values[i] = sums[i][c / LANES];
         for (int r = 0; r < ranks; r++) {
             f32 weights = load(at(b, r * b_stride + c), count);
-            __builtin_prefetch(at(b, (r + ranks) * b_stride + c));
+            __builtin_prefetch(at(ahead, r * ahead_stride + c));
             for (int i = 0; i < rows; i++)
                 values[i] += factors[i][r] * weights;
         }
@@ -70,39 +71,62 @@ INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
     })
 }
 
-static void shrink_ranks(const Call *call, const Segment *segment, const Entry *entry, int64_t rank) {
-    int64_t stop = rank + RANKS < entry->rank_total ? rank + RANKS : entry->rank_total;
+/* Work that any thread may do: RANKS ranks of a segment from `first` on, or COLUMNS of a slice. */
+typedef struct {
+    const Segment *segment;
+    const Entry *entry;
+    const Slice *slice; /* of B; none of A */
+    int64_t first;
+    const char *matrix; /* where it begins to read */
+} Piece;
+
+/* While a piece is done, what comes after it is fetched: its own rest, then the thread's next. */
+static void shrink_piece(const Call *call, const Piece *piece, const Piece *next) {
+    const Segment *segment = piece->segment;
+    const Entry *entry = piece->entry;
+    int64_t start = piece->first, left = entry->rank_total - start;
+    int64_t stop = start + (left < RANKS ? left : RANKS);
     const char *x = at(call->x, segment->row_start * call->x_stride);
     float *shrunk = call->shrunk + segment->shrunk_start;
-    IN_BLOCKS(r, rank, stop, IN_BLOCKS(row, 0, segment->rows,
-        shrink(at(x, row * call->x_stride), call->x_stride, row_block,
-               at(entry->a, r * entry->in), entry->in, r_block,
-               shrunk + row * entry->rank_total + r, entry->rank_total)))
+    IN_BLOCKS(r, start, stop, {
+        const char *a = at(entry->a, r * entry->in);
+        const char *ahead = r + r_block < stop || !next ? at(a, r_block * entry->in) : next->matrix;
+        IN_BLOCKS(row, 0, segment->rows,
+            shrink(at(x, row * call->x_stride), call->x_stride, row_block, a, entry->in, r_block,
+                   ahead, shrunk + row * entry->rank_total + r, entry->rank_total))
+    })
 }
 
-INLINE void expand_rows(const Call *call, const Entry *entry, const Slice *slice, char *y,
-                        const float *shrunk, const char *b, int64_t columns, int rows) {
+INLINE void expand_rows(const Call *call, const Piece *piece, const Piece *next, int64_t row,
+                        int64_t columns, int rows) {
+    const Slice *slice = piece->slice;
+    int64_t stride = piece->entry->rank_total;
+    const float *shrunk = call->shrunk + piece->segment->shrunk_start + row * stride +
+                          slice->rank_start;
+    char *y = at(call->y, (piece->segment->row_start + row) * call->y_stride +
+                          slice->out_start + piece->first);
     f32 sums[4][COLUMNS / LANES];
     for (int i = 0; i < rows; i++)
         IN_LANES(c, count, columns,
             sums[i][c / LANES] = load(at(y, i * call->y_stride + c), count))
-    IN_BLOCKS(r, 0, slice->rank,
-        expand(sums, rows, shrunk + r, entry->rank_total, at(b, r * slice->out), slice->out,
-               columns, r_block))
+    IN_BLOCKS(r, 0, slice->rank, {
+        const char *b = at(piece->matrix, r * slice->out), *ahead = at(b, r_block * slice->out);
+        int64_t ahead_stride = slice->out;
+        if (r + r_block >= slice->rank && next) {
+            ahead = next->matrix;
+            ahead_stride = next->slice->out;
+        }
+        expand(sums, rows, shrunk + r, stride, b, slice->out, columns, r_block, ahead, ahead_stride);
+    })
     for (int i = 0; i < rows; i++)
         IN_LANES(c, count, columns,
             store(at(y, i * call->y_stride + c), sums[i][c / LANES], count))
 }
 
-static void expand_columns(const Call *call, const Segment *segment, const Entry *entry,
-                           const Slice *slice, int64_t column) {
-    int64_t columns = slice->out - column < COLUMNS ? slice->out - column : COLUMNS;
-    char *y = at(call->y, segment->row_start * call->y_stride + slice->out_start + column);
-    const float *shrunk = call->shrunk + segment->shrunk_start + slice->rank_start;
-    IN_BLOCKS(row, 0, segment->rows,
-        expand_rows(call, entry, slice, at(y, row * call->y_stride),
-                    shrunk + row * entry->rank_total, at(slice->b, column), columns,
-                    row_block))
+static void expand_piece(const Call *call, const Piece *piece, const Piece *next) {
+    int64_t left = piece->slice->out - piece->first, columns = left < COLUMNS ? left : COLUMNS;
+    IN_BLOCKS(row, 0, piece->segment->rows,
+        expand_rows(call, piece, next, row, columns, row_block))
 }
 
 static inline const Entry *entry_of(const Segment *segment, int64_t index) {
@@ -110,7 +134,6 @@ static inline const Entry *entry_of(const Segment *segment, int64_t index) {
     return offset ? (const Entry *)(segment->record + offset) : 0;
 }
 
-/* The work is cut into pieces that any thread may do: some ranks of a segment, then some columns. */
 static inline int64_t shrink_pieces(const Entry *entry) {
     return entry ? (entry->rank_total + RANKS - 1) / RANKS : 0;
 }
@@ -135,26 +158,47 @@ static inline int64_t pieces_of(const Call *call, int expanding) {
 /* Where a thread is: pieces are numbered, and it asks for ever greater numbers. */
 typedef struct { const Segment *segment; int64_t before; } Cursor;
 
-static void shrink_piece(const Call *call, Cursor *cursor, int64_t number) {
+static Piece piece_of(const Call *call, Cursor *cursor, int64_t number, int expanding) {
     const Entry *entry = entry_of(cursor->segment, call->index);
-    for (int64_t n; number >= cursor->before + (n = shrink_pieces(entry));) {
+    for (int64_t n; number >= cursor->before +
+                              (n = expanding ? expand_pieces(entry) : shrink_pieces(entry));) {
         cursor->before += n;
         entry = entry_of(++cursor->segment, call->index);
     }
-    shrink_ranks(call, cursor->segment, entry, (number - cursor->before) * RANKS);
-}
-
-static void expand_piece(const Call *call, Cursor *cursor, int64_t number) {
-    const Entry *entry = entry_of(cursor->segment, call->index);
-    for (int64_t n; number >= cursor->before + (n = expand_pieces(entry));) {
-        cursor->before += n;
-        entry = entry_of(++cursor->segment, call->index);
-    }
-    int64_t column = (number - cursor->before) * COLUMNS;
+    number -= cursor->before;
+    if (!expanding)
+        return (Piece){cursor->segment, entry, 0, number * RANKS,
+                       at(entry->a, number * RANKS * entry->in)};
+    int64_t column = number * COLUMNS;
     const Slice *slice = entry->slice;
     for (int64_t n; column >= (n = (slice->out + COLUMNS - 1) / COLUMNS * COLUMNS); slice++)
         column -= n;
-    expand_columns(call, cursor->segment, entry, slice, column);
+    return (Piece){cursor->segment, entry, slice, column, at(slice->b, column)};
+}
+
+/* Does pieces below `count` until there are none; a thread takes its next one before it does the
+ * present one, which `finished` counts. Returns: the first number beyond them that it took. */
+static int64_t do_pieces(const Call *call, int64_t *next_number, int64_t count, int expanding,
+                         int64_t *finished) {
+    Cursor cursor = {call->segments, 0};
+    Piece pieces[2];
+    int64_t number = TAKE(*next_number);
+    if (number < count)
+        pieces[0] = piece_of(call, &cursor, number, expanding);
+    for (int now = 0; number < count; now = !now) {
+        const Piece *next = 0;
+        number = TAKE(*next_number);
+        if (number < count) {
+            pieces[!now] = piece_of(call, &cursor, number, expanding);
+            next = &pieces[!now];
+        }
+        if (expanding)
+            expand_piece(call, &pieces[now], next);
+        else
+            shrink_piece(call, &pieces[now], next);
+        __atomic_fetch_add(finished, 1, __ATOMIC_RELEASE);
+    }
+    return number;
 }
 
 /* 0 where a segment or its matrices do not fit x and y. */

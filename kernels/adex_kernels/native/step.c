@@ -6,6 +6,7 @@
  * type, as torch would; every piece computes in float32.
  */
 #include <math.h>
+#include <time.h>
 
 #include "attention.h"
 #include "linear.h"
@@ -17,6 +18,9 @@ int omp_get_num_threads(void);
 enum { SILU, GELU, GELU_TANH };
 enum { QKV, O, GATE_UP, DOWN, GROUPS };
 enum { STAGES_PER_LAYER = 14, PIECE_ELEMENTS = 1 << 12 };
+
+/* Where a step's time goes. Norms include the sums before them, and rotation the cache's writes. */
+enum { NORMS, PRODUCTS, SHRINKING, EXPANDING, ROTATION, ATTENTION, ACTIVATION, HEAD, WAITING, PARTS };
 
 /* Norm weights multiply, and are float32. Absent: 0. */
 typedef struct {
@@ -53,6 +57,7 @@ typedef struct {
     float *logits;                                     /* [wanted, head.out] */
     Stage *stages;                                     /* zeroed; for each layer, and one layer more */
     int64_t threads;
+    int64_t *spent;                                    /* [threads, PARTS] ns, added to; or none */
 } Step;
 
 typedef struct {
@@ -60,16 +65,35 @@ typedef struct {
     const Step *step;
     Stage *stage;
     int thread, threads;
+    int64_t since; /* own time when the present part began, where a step keeps `spent` */
 } Team;
 
 #define IN_PIECES(team, count, mine)                                            \
     for (int64_t mine; (mine = TAKE((team)->stage->next)) < (count);)
 
-/* Everybody has finished the stage, and begins the next. */
-static inline void next_stage(Team *team) {
+/* What this thread has had of its processor, in ns. */
+static int64_t own_time(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
+}
+
+/* What the thread has done since the last call was `part`. */
+static inline void spend(Team *team, int part) {
+    if (!team->step->spent)
+        return;
+    int64_t now = own_time();
+    team->step->spent[team->thread * PARTS + part] += now - team->since;
+    team->since = now;
+}
+
+/* Everybody has finished the stage, which was `part`, and begins the next. */
+static inline void next_stage(Team *team, int part) {
+    spend(team, part);
     __atomic_fetch_add(&team->stage->done, 1, __ATOMIC_RELEASE);
     await(&team->stage->done, team->threads);
     team->stage++;
+    spend(team, WAITING);
 }
 
 /* Rows at a time that are worth a piece. */
@@ -121,19 +145,17 @@ static void linear_stages(Team *team, const Linear *linear, const char *x, char 
                  s->segments, s->segment_count, index, s->shrunk, team->threads};
     char *scratch = s->scratch + team->thread * s->scratch_stride;
     Product product = {linear, x, y, scratch, linear->out, s->rows, team->threads, 0};
-    Cursor shrinking = {s->segments, 0}, expanding = {s->segments, 0};
-    int64_t shrinks = pieces_of(&lora, 0), expands = shrinks ? pieces_of(&lora, 1) : 0;
-    IN_PIECES(team, shrinks + panels_of(linear), mine)
-        if (mine < shrinks)
-            shrink_piece(&lora, &shrinking, mine);
-        else
-            multiply_panel(&product, mine - shrinks);
-    next_stage(team);
+    int64_t shrinks = pieces_of(&lora, 0), expands = shrinks ? pieces_of(&lora, 1) : 0, ignored = 0;
+    int64_t mine = do_pieces(&lora, &team->stage->next, shrinks, 0, &ignored);
+    if (shrinks)
+        spend(team, SHRINKING);
+    for (; mine < shrinks + panels_of(linear); mine = TAKE(team->stage->next))
+        multiply_panel(&product, mine - shrinks);
+    next_stage(team, PRODUCTS);
     if (!expands)
         return;
-    IN_PIECES(team, expands, mine)
-        expand_piece(&lora, &expanding, mine);
-    next_stage(team);
+    do_pieces(&lora, &team->stage->next, expands, 1, &ignored);
+    next_stage(team, EXPANDING);
 }
 
 /* One head: its norm, where it has a weight, and its rotation, in place. */
@@ -174,27 +196,29 @@ static void turn_and_write(const Team *team, const Layer *layer, int64_t index, 
 static void attention_stage(Team *team, const Layer *layer, int64_t index) {
     const Step *s = team->step;
     const Attention *a = &s->attention;
-    int64_t per_head = a->heads / a->kv_heads, before = 0, sequence = 0, tiles = tiles_of(a, 0);
-    int64_t all = 0;
+    int64_t per_head = per_head_of(a), before = 0, sequence = 0, all = 0;
     for (int64_t i = 0; i < a->sequences; i++)
-        all += tiles_of(a, i) * a->kv_heads;
+        all += pieces_in(a, cut_of(a, i, team->threads));
+    Cut cut = cut_of(a, 0, team->threads);
     IN_PIECES(team, all, mine) {
-        for (; mine >= before + tiles * a->kv_heads; tiles = tiles_of(a, ++sequence))
-            before += tiles * a->kv_heads;
-        int64_t tile = (mine - before) % tiles, kv_head = (mine - before) / tiles;
-        int64_t start = a->query_starts[sequence], stop = a->query_starts[sequence + 1];
-        int64_t queries = (stop - start) * per_head, first = tile * QUERIES;
+        for (; mine >= before + pieces_in(a, cut); cut = cut_of(a, ++sequence, team->threads))
+            before += pieces_in(a, cut);
+        int64_t kv_head = (mine - before) / cut.tiles * cut.heads;
+        int64_t first = (mine - before) % cut.tiles * QUERIES;
+        int64_t start = a->query_starts[sequence], rows = a->query_starts[sequence + 1] - start;
+        int64_t left = rows * per_head - first, heads = a->kv_heads - kv_head;
         int64_t column = kv_head * per_head * a->head_dim, row_columns = a->heads * a->head_dim;
-        Tile t = {a, at(s->qkv, start * layer->qkv.out + column),
-                  at(s->attended, start * row_columns + column), layer->qkv.out,
-                  row_columns, kv_head, index, layer->window,
-                  a->context_lens[sequence] - (stop - start), first,
-                  queries - first < QUERIES ? queries - first : QUERIES,
-                  a->tables + sequence * a->tables_stride,
-                  a->scores + team->thread * QUERIES * a->scores_stride};
+        Tile t = {.attention = a, .kv_head = kv_head, .layer = index, .window = layer->window,
+                  .heads = heads < cut.heads ? heads : cut.heads,
+                  .q = at(s->qkv, start * layer->qkv.out + column), .q_stride = layer->qkv.out,
+                  .out = at(s->attended, start * row_columns + column), .out_stride = row_columns,
+                  .position = a->context_lens[sequence] - rows,
+                  .first = first, .count = left < QUERIES ? left : QUERIES,
+                  .table = a->tables + sequence * a->tables_stride,
+                  .sums = (float *)(s->scratch + team->thread * s->scratch_stride)};
         attend_tile(&t);
     }
-    next_stage(team);
+    next_stage(team, ATTENTION);
 }
 
 static f32 activated(f32 x, int64_t kind) {
@@ -226,7 +250,7 @@ static void activation_stage(Team *team) {
                   load(rounded, LANES) * load(at(up, k), count), count);
         })
     }
-    next_stage(team);
+    next_stage(team, ACTIVATION);
 }
 
 static void layer_stages(Team *team, int64_t index, const float *norm_after) {
@@ -236,39 +260,41 @@ static void layer_stages(Team *team, int64_t index, const float *norm_after) {
     int64_t group = index * GROUPS;
     linear_stages(team, &layer->qkv, s->normed, s->qkv, group + QKV);
     IN_ROWS(team, layer->qkv.out, s->rows, row, turn_and_write(team, layer, index, row))
-    next_stage(team);
+    next_stage(team, ROTATION);
     attention_stage(team, layer, index);
     linear_stages(team, &layer->o, s->attended, s->out, group + O);
     IN_ROWS(team, m->hidden, s->rows, row,
             add_and_norm(team, row, layer->attention_out_norm, layer->mlp_norm))
-    next_stage(team);
+    next_stage(team, NORMS);
     linear_stages(team, &layer->gate_up, s->normed, s->wide_pair, group + GATE_UP);
     activation_stage(team);
     linear_stages(team, &layer->down, s->wide, s->out, group + DOWN);
     IN_ROWS(team, m->hidden, s->rows, row,
             add_and_norm(team, row, layer->mlp_out_norm, norm_after))
-    next_stage(team);
+    next_stage(team, NORMS);
 }
 
 static void take_part(const Model *m, const Step *s) {
-    Team team = {m, s, s->stages, omp_get_thread_num(), omp_get_num_threads()};
+    Team team = {m, s, s->stages, omp_get_thread_num(), omp_get_num_threads(),
+                 s->spent ? own_time() : 0};
     IN_ROWS(&team, m->hidden, s->rows, row,
             norm(at(s->normed, row * m->hidden), at(s->hidden, row * m->hidden),
                  m->layers->attention_norm, m->hidden, m->eps))
-    next_stage(&team);
+    next_stage(&team, NORMS);
     for (int64_t i = 0; i < m->count; i++)
         layer_stages(&team, i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->norm);
     IN_ROWS(&team, m->hidden, s->wanted, i,
             memcpy(at(s->chosen, i * m->hidden),
                    at(s->normed, s->logit_rows[i] * m->hidden),
                    m->hidden * ELEMENT))
-    next_stage(&team);
+    next_stage(&team, NORMS);
     Product product = {&m->head, s->chosen, (char *)s->logits,
                        s->scratch + team.thread * s->scratch_stride, m->head.out, s->wanted,
                        team.threads, 1};
     if (m->head.panels && s->wanted)
         IN_PIECES(&team, panels_of(&m->head), mine)
             multiply_panel(&product, mine);
+    spend(&team, HEAD);
 }
 
 /* Returns: 0, or 1 with nothing computed where an adapter does not fit the model or the rows. */

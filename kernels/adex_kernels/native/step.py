@@ -25,11 +25,23 @@ from adex_kernels.native.panels import (
 
 BLOCK_TOKENS = 16
 
-_QUERIES = 12
 _STAGE_BYTES = 64
 _STAGES_PER_LAYER = 14
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 _ALIGN = 64
+
+# The parts of a step whose times can be asked for, in step.c's order.
+PARTS = (
+    "norms",
+    "products",
+    "shrinking",
+    "expanding",
+    "rotation",
+    "attention",
+    "activation",
+    "head",
+    "waiting",
+)
 
 
 class Layer(Protocol):
@@ -109,7 +121,6 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *_fields("kv:p", "sequences", "layers", "heads", "kv_heads", "head_dim", "tables_stride"),
         *_fields("query_starts:p", "context_lens:p", "tables:p", "scale:f", "softcap:f"),
-        *_fields("scores:p", "scores_stride"),
     )
 
 
@@ -122,12 +133,16 @@ class _Step(ctypes.Structure):
         *_fields("write_pages:p", "write_offsets:p"),
         ("attention", _Attention),
         *_fields("segments:p", "segment_count", "shrunk:p", "logit_rows:p", "chosen:p"),
-        *_fields("logits:p", "stages:p", "threads"),
+        *_fields("logits:p", "stages:p", "threads", "spent:p"),
     )
 
 
 class NativeModel:
-    """A model as step.c reads it. Not thread-safe: a step uses its buffers."""
+    """A model as step.c reads it. Not thread-safe: a step uses its buffers.
+
+    To learn where a step's time goes, set `spent` to [threads, PARTS] int64 zeros; steps add to it
+    what each thread had of its processor for each part, in nanoseconds.
+    """
 
     def __init__(
         self,
@@ -138,6 +153,7 @@ class NativeModel:
         dtype: torch.dtype,
     ) -> None:
         """`head` None leaves the logits to the caller. Weights of the layers must be packed."""
+        self.spent: Tensor | None = None
         self._kept: list[Tensor] = []
         self._shape, self._dtype = shape, dtype
         self._layers = (_Layer * len(layers))(
@@ -191,7 +207,7 @@ class NativeModel:
         wanted = rows if logit_rows is None else len(logit_rows)
         if logit_rows is None:
             logit_rows = torch.arange(rows)
-        described, kept = self._attention(kv, attention, threads)
+        described, kept = self._attention(kv, attention)
         cos, sin = (each.contiguous() for each in rotation)
         stages = torch.zeros(
             (len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, dtype=torch.uint8
@@ -217,6 +233,7 @@ class NativeModel:
             logits=logits.data_ptr(),
             stages=stages.data_ptr(),
             threads=threads,
+            spent=0 if self.spent is None else self.spent.data_ptr(),
         )
         if native.step(ctypes.byref(self._model), ctypes.byref(step)) == UNFIT:
             raise ValueError("an adapter's matrices or rows do not fit the model")
@@ -224,14 +241,12 @@ class NativeModel:
         return logits if self._head_out else chosen
 
     def _attention(
-        self, kv: Tensor, attention: AttentionBatch, threads: int
+        self, kv: Tensor, attention: AttentionBatch
     ) -> tuple[_Attention, tuple[Tensor, ...]]:
         """The struct, and what it points to."""
         shape, tables = self._shape, attention.block_tables.contiguous()
         starts = torch.tensor(attention.query_starts)
         lens = torch.tensor(attention.context_lens)
-        scores_stride = tables.shape[1] * BLOCK_TOKENS
-        scores = torch.empty(threads * _QUERIES * scores_stride)
         described = _Attention(
             kv=kv.data_ptr(),
             sequences=len(lens),
@@ -245,10 +260,8 @@ class NativeModel:
             tables=tables.data_ptr(),
             scale=shape.attention_scale,
             softcap=shape.attention_softcap or 0.0,
-            scores=scores.data_ptr(),
-            scores_stride=scores_stride,
         )
-        return described, (tables, starts, lens, scores)
+        return described, (tables, starts, lens)
 
     def _buffers(self, rows: int, threads: int) -> dict[str, int]:
         """Addresses of the step's buffers, in one allocation that is kept."""

@@ -190,6 +190,19 @@ def test_steps_of_tritons_kernels_have_the_logits_of_transformers(
         assert_close(answer, both.expected(sequence))
 
 
+@pytest.mark.parametrize("window", [None, 150], ids=["whole", "window"])
+def test_a_context_of_hundreds_of_tokens_has_the_logits_of_transformers(
+    each_way: Callable[..., Any], window: int | None
+) -> None:
+    both = each_way({"model_type": "mistral", "sliding_window": window, "head_dim": 20})
+    tokens = sequences(300, 131)
+    steps = [[(0, 120), (1, 127)], [(0, 1), (1, 1)], [(0, 150), (1, 1)], [(1, 1), (0, 1)]]
+    steps += [[(0, 28), (1, 1)]]
+    found = both.answers(tokens, steps)
+    for answer, sequence in zip(found, tokens, strict=True):
+        assert_close(answer, both.expected(sequence), relative=3e-5)
+
+
 @pytest.mark.parametrize("name", ["llama-dynamic-long", "phi3-longrope-long"])
 def test_a_sequence_that_outgrows_the_original_length_decodes_as_transformers_does_with_a_cache(
     each_way: Callable[..., Any], name: str
