@@ -4,7 +4,7 @@
 
 Runs are kept as JSON under --work and not made again while the code they come from is the same,
 so the whole can be stopped and goes on where it was. Writes a page and plots under
-benchmarks/results/. TIMING on one core.
+benchmarks/results/. About a quarter of an hour on one idle core.
 """
 
 import argparse
@@ -226,11 +226,14 @@ def tasks(options: argparse.Namespace) -> list[Task]:
         "baseline_tiers",
         "loop",
         "machine",
+        "result",
         "systems",
+        "trace",
         "worker",
         "workloads",
     ):
         modelled.update((model / f"{name}.py").read_bytes())
+    modelled.update((Path(__file__).parent / "policy_bounds.py").read_bytes())
     marks = {True: fingerprint(core), False: ""}
     cached = hashlib.sha256()
     for name in ("cache_policies", "cache_rows", "caches", "workloads"):

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Protocol
 
 from adex_proto.adapter import Tier
-from adex_scheduler.core.adapters import Adapter, Residence
+from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.links import OTHER, Links
 from adex_scheduler.core.reuse import ReuseRates
 
@@ -115,6 +115,9 @@ class LeastValued:
         named = tier is Tier.DISK and adapter.names
         source = next(iter(adapter.names)).source if named else OTHER
         seconds = self._links.into(tier, source).seconds(size)
+        if tier is Tier.DEVICE and adapter.host is not HostCopy.HELD:
+            # The copy in host memory has gone, so it would come from the disk.
+            seconds += self._links.into(Tier.HOST).seconds(size)
         value = self.rates.share(adapter.digest) * seconds / size
         if tier is Tier.HOST and adapter.residence is Residence.DEVICE:
             # It saves something only once the copy on the device has gone.
