@@ -21,7 +21,7 @@ from huggingface_hub import get_token
 from adex_kernels.native.panels import Weight
 from adex_proto.errors import AdexError, ValidationError
 from adex_proto.outcome import WorkerInfo
-from adex_worker import native
+from adex_worker import native, recording
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.sources.hub import HubSource
 from adex_worker.adapters.sources.s3 import S3Source
@@ -67,7 +67,10 @@ def assemble(options: WorkerOptions) -> Worker:
     decoder = _load(options, device)
     kernels_path = kernels_path or _triton(decoder)
     page_bytes = _page_bytes(decoder)
-    budget = budget_of(_wishes(options), _machine(options.cache_dir, device), page_bytes)
+    records = options.cuda_graphs and device.type == "cuda" and kernels_path == "triton"
+    row_bytes = recording.row_bytes(decoder, options.rank_max) if records else 0
+    machine = _machine(options.cache_dir, device)
+    budget = budget_of(_wishes(options), machine, page_bytes, row_bytes)
     arena = _arena(budget, decoder)
     spec = decoder.spec
     try:
@@ -90,15 +93,14 @@ def assemble(options: WorkerOptions) -> Worker:
             remedy="Name a folder this process may write",
         ) from error
     info = _info(options, decoder, budget)
-    kv = arena.kv(
-        layers=spec.layers,
-        block_tokens=BLOCK_TOKENS,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-    )
+    kv = _kv(arena, decoder)
     grammars = _grammars(options, info)
     constraints = None if grammars is None else ConstraintTable(grammars)
-    runner = Runner(decoder, kv, arena, store.slots, info, constraints)
+    graphs = None
+    if records:
+        graphs, told = recording.recorded(decoder, kv, store.slots, info)
+        kernels_path += f"; CUDA graphs: {told}"
+    runner = Runner(decoder, kv, arena, store.slots, info, constraints, graphs)
     steps = StepThread(runner)
     steps.start()
     # The model is here to stay: collecting garbage need not look at it again.
@@ -109,13 +111,22 @@ def assemble(options: WorkerOptions) -> Worker:
         parts=WorkerParts(info, steps, pools, grammars),
         sources=Sources(info, runner.statistics, lambda: arena.adapter_pages, pools.statistics),
         description=(
-            f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
-            f" parameters, {info.dtype}) on {info.device} with {threads} threads;"
-            f" pool {as_size(budget.pool_bytes)} in {info.pages} pages of"
-            f" {as_size(info.page_bytes)}; kernels: {kernels_path};"
-            f" loaded in {time.monotonic() - started_s:.1f} s"
+            f"{_model(info, decoder)} with {threads} threads; {_pool(budget)};"
+            f" kernels: {kernels_path}; loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )
+
+
+def _model(info: WorkerInfo, decoder: Decoder) -> str:
+    return (
+        f"{info.model_id} ({info.architecture}, {_parameters(decoder.weights) / 1e6:,.1f} M"
+        f" parameters, {info.dtype}) on {info.device}"
+    )
+
+
+def _pool(budget: Budget) -> str:
+    size, page = as_size(budget.pool_bytes), as_size(budget.page_bytes)
+    return f"pool {size} in {budget.pages} pages of {page}"
 
 
 def _triton(decoder: Decoder) -> str:
@@ -295,6 +306,16 @@ def _arena(budget: Budget, decoder: Decoder) -> Arena:
             field="device_memory",
             remedy="Ask for less with --device-memory",
         ) from error
+
+
+def _kv(arena: Arena, decoder: Decoder) -> torch.Tensor:
+    spec = decoder.spec
+    return arena.kv(
+        layers=spec.layers,
+        block_tokens=BLOCK_TOKENS,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+    )
 
 
 def _page_bytes(decoder: Decoder) -> int:

@@ -3,13 +3,15 @@
 What is measured of the machine is passed in, so that each rule can be read, and tested, as numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adex_proto.errors import ValidationError
 
 GIB = 1024**3
 # A pool needs room for a prompt, an adapter, and something to decode.
 _PAGES_MIN = 16
+# What a driver keeps of some forty recorded steps of a thousand launches.
+_RECORDED_BYTES = GIB // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,20 @@ class Wishes:
     step_sequences_max: int | None = None
 
 
-def budget_of(wishes: Wishes, machine: Machine, page_bytes: int) -> Budget:
-    """Fill in what was not asked for. Raises ValidationError for what the machine cannot give."""
+def budget_of(
+    wishes: Wishes, machine: Machine, page_bytes: int, recorded_row_bytes: int = 0
+) -> Budget:
+    """Fill in what was not asked for. Raises ValidationError for what the machine cannot give.
+
+    `recorded_row_bytes` is what each sequence of a step takes on a device that records its steps.
+    """
     on_cpu = machine.device_free is None
+    # Steps on a CPU take long, and a long step delays every sequence's next token.
+    tokens = wishes.step_tokens_max or (512 if on_cpu else 4096)
+    sequences = wishes.step_sequences_max or min(tokens, 64 if on_cpu else 256)
+    if machine.device_free is not None and recorded_row_bytes:
+        taken = sequences * recorded_row_bytes + _RECORDED_BYTES
+        machine = replace(machine, device_free=max(0, machine.device_free - taken))
     pool_bytes = wishes.device_bytes or _pool_bytes(machine)
     free = machine.host_free if machine.device_free is None else machine.device_free
     if pool_bytes > free:
@@ -67,9 +80,6 @@ def budget_of(wishes: Wishes, machine: Machine, page_bytes: int) -> Budget:
             field="device_memory",
             remedy=f"Give at least {as_size(_PAGES_MIN * page_bytes)}",
         )
-    # Steps on a CPU take long, and a long step delays every sequence's next token.
-    tokens = wishes.step_tokens_max or (512 if on_cpu else 4096)
-    sequences = wishes.step_sequences_max or min(tokens, 64 if on_cpu else 256)
     return Budget(
         pages=pages,
         page_bytes=page_bytes,

@@ -35,6 +35,7 @@ class WorkerOptions:
     device: str
     dtype: str | None
     int8: bool
+    cuda_graphs: bool
     device_bytes: int | None
     host_bytes: int | None
     disk_bytes: int | None
@@ -97,6 +98,7 @@ def parse_options(
         device=given.device,
         dtype=None if given.dtype == "auto" else given.dtype,
         int8=given.weights == "int8",
+        cuda_graphs=given.cuda_graphs == "auto",
         device_bytes=given.device_memory,
         host_bytes=given.host_memory,
         disk_bytes=given.disk_memory,
@@ -142,6 +144,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         "auto: the linears in the dtype; int8: rounded to eight bits, on a CPU",
         choices=widths,
     )
+    add("--cuda-graphs", "auto", "record steps of decodes; off: never", choices=("auto", "off"))
     add("--device-memory", "auto", "pool of KV blocks and adapters, beside the weights", **size)
     add("--host-memory", "auto", "adapters kept in host memory", **size)
     add("--disk-memory", "auto", "converted adapters kept on disk", **size)

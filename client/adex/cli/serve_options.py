@@ -43,6 +43,7 @@ class ServeOptions:
     s3_adapter_roots: tuple[str, ...] = ()
     use_server_hf_token: bool = False
     weights: str = "auto"
+    cuda_graphs: str = "auto"
     metrics_compat: str | None = None
     otlp_endpoint: str | None = None
     log_format: str | None = None
@@ -64,6 +65,7 @@ class ServeOptions:
             ("--device", self.device),
             ("--dtype", self.dtype),
             ("--weights", self.weights),
+            ("--cuda-graphs", self.cuda_graphs),
             ("--device-memory", self.device_memory),
             ("--host-memory", self.host_memory),
             ("--disk-memory", self.disk_memory),
@@ -168,10 +170,6 @@ def _s3_root(text: str) -> str:
     return text.strip()
 
 
-def _adapter_source(text: str) -> str:
-    return _one_of(text, "local", "hub", "s3")
-
-
 def _switch(text: str) -> bool:
     return _one_of(text.strip().lower(), "1", "true", "yes", "on", "0", "false", "no", "off") in (
         "1",
@@ -179,18 +177,6 @@ def _switch(text: str) -> bool:
         "yes",
         "on",
     )
-
-
-def _dtype(text: str) -> str:
-    return _one_of(text, "auto", "float32", "bfloat16", "float16")
-
-
-def _weights(text: str) -> str:
-    return _one_of(text, "auto", "int8")
-
-
-def _log_format(text: str) -> str:
-    return _one_of(text, "text", "json")
 
 
 def _log_level(text: str) -> str:
@@ -205,6 +191,18 @@ def _one_of(text: str, *choices: str) -> str:
     if text not in choices:
         raise ValueError(f"{text!r} is none of {', '.join(choices)}")
     return text
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    """Reads one of the words."""
+    return lambda text: _one_of(text, *words)
+
+
+_adapter_source = _choice("local", "hub", "s3")
+_dtype = _choice("auto", "float32", "bfloat16", "float16")
+_weights = _choice("auto", "int8")
+_graphs = _choice("auto", "off")
+_log_format = _choice("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +230,7 @@ _FLAGS = (
     _Flag("device", _device, "DEVICE", "auto, cpu, cuda or cuda:N", "auto"),
     _Flag("dtype", _dtype, "DTYPE", "auto, float32, bfloat16 or float16", "auto"),
     _Flag("weights", _weights, "BITS", "auto, or int8 to round the linears on a CPU", "auto"),
+    _Flag("cuda-graphs", _graphs, "WHEN", "auto, or off to launch each step by itself", "auto"),
     _Flag("device-memory", _size, "SIZE", "device pool for KV cache and adapters, like 2GiB"),
     _Flag("host-memory", _size, "SIZE", "host memory for adapters"),
     _Flag("disk-memory", _size, "SIZE", "disk space for adapters"),
@@ -337,6 +336,7 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         s3_adapter_roots=tuple(values["s3-adapter-root"]),
         use_server_hf_token=values["use-server-hf-token"],
         weights=values["weights"],
+        cuda_graphs=values["cuda-graphs"],
         metrics_compat=values["metrics-compat"],
         otlp_endpoint=values["otlp-endpoint"],
         log_format=values["log-format"],

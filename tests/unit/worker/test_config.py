@@ -78,6 +78,16 @@ def test_an_accelerators_pool_takes_nine_tenths_of_what_the_weights_leave() -> N
     assert budget.pool_bytes == 90 * GIB
 
 
+def test_what_recorded_steps_take_is_no_part_of_the_pool() -> None:
+    machine = Machine(64 * GIB, 100 * GIB, 100 * GIB)
+    plain = budget_of(Wishes(step_sequences_max=128), machine, 1 << 20)
+    recording = budget_of(Wishes(step_sequences_max=128), machine, 1 << 20, 1 << 24)
+    assert recording.step_sequences_max == 128
+    assert plain.pool_bytes - recording.pool_bytes >= (128 << 24) * 9 // 10
+    with pytest.raises(ValidationError, match="are free"):
+        budget_of(Wishes(device_bytes=100 * GIB), machine, 1 << 20, 1 << 24)
+
+
 def test_a_step_always_holds_one_token_of_each_sequence() -> None:
     wishes = Wishes(step_sequences_max=5000)
     budget = budget_of(wishes, Machine(8 * GIB, 8 * GIB, None), page_bytes=1 << 20)

@@ -76,6 +76,7 @@ def test_the_worker_gets_what_is_the_workers(adapter: Path) -> None:
         ("--device", "cpu"),
         ("--dtype", "float32"),
         ("--weights", "auto"),
+        ("--cuda-graphs", "auto"),
         ("--device-memory", "1024"),
         ("--host-memory", "auto"),
         ("--disk-memory", "1000000"),

@@ -1,0 +1,80 @@
+"""Whether steps of decodes are recorded on this worker's device, and what to tell of it."""
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from adex_proto.outcome import WorkerInfo
+from adex_worker.model.decoder import Decoder
+from adex_worker.run.runner import RecordedDecodes, ResidentViews
+
+_LOG = logging.getLogger(__name__)
+
+# As `adex_kernels.gpu.launch` and the three modules of a group have it, at most.
+_KEY_SPLITS_MAX, _SHRINK_SPLITS_MAX, _MODULES_MAX = 16, 16, 3
+
+
+def row_bytes(decoder: Decoder, rank_max: int) -> int:
+    """What recorded steps take for each row of the largest, rounded up.
+
+    Logits, what lies between products, parts of attention and low-rank terms, and the block table;
+    twice what a step takes as it runs, for it is launched once before it is recorded.
+    """
+    spec, itemsize = decoder.spec, decoder.dtype.itemsize
+    wide = 4 * (spec.q_features + 2 * spec.kv_features + 4 * spec.hidden + 3 * spec.intermediate)
+    parts = _KEY_SPLITS_MAX * spec.heads * (spec.head_dim + 2) * 4
+    shrunk = _SHRINK_SPLITS_MAX * _MODULES_MAX * rank_max * 4
+    running = spec.vocabulary * itemsize + wide * itemsize + parts
+    return 2 * running + spec.vocabulary * 4 + shrunk + spec.positions_max
+
+
+def recorded(
+    decoder: Decoder,
+    kv: Tensor,
+    slots: ResidentViews,
+    info: WorkerInfo,
+    recorder: Callable[[Any], Any] | None = None,
+) -> tuple[RecordedDecodes | None, str]:
+    """The recorded steps, to be called before any page is in use; `recorder` None is CUDA's.
+
+    Returns: None where they cannot be had, and in words how it went.
+    """
+    # Imported here and only now: Triton is not made for every platform.
+    graphs = importlib.import_module("adex_worker.run.graphs")
+    spec = decoder.spec
+    limits = graphs.GraphLimits(
+        rows_max=info.step_sequences_max,
+        positions_max=info.positions_max,
+        block_tokens=info.block_tokens,
+        rank_max=info.rank_max,
+        vocabulary=info.vocabulary,
+        heads_per_kv=spec.heads // spec.kv_heads,
+    )
+    try:
+        recorder = recorder or graphs.CudaRecorder(decoder.device)
+        found = graphs.DecodeGraphs(decoder, kv, slots, limits, recorder)
+        found.record(_progress())
+        fault: str | None = found.fault()
+    except Exception as error:
+        # Drivers fail in every way there is; steps can still be launched one by one.
+        found, fault = None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]
+    if fault is not None:
+        return None, f"none ({fault})"
+    return found, f"up to {limits.rows_max} rows"
+
+
+def _progress() -> Callable[[int, int], None]:
+    """Logs each quarter once."""
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        quarter = 4 * done // max(total, 1)
+        if quarter > shown:
+            shown = quarter
+            _LOG.info("recording decode steps: %d of %d", done, total)
+
+    return show
