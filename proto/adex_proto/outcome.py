@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import NamedTuple, Self
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
@@ -69,11 +70,12 @@ class SampledTokens:
 
     def without(self, dropped: set[int]) -> Self:
         """The tokens of the other sequences."""
-        kept = [
-            row for row in zip(self.sequences, self.token_ids, strict=True) if row[0] not in dropped
-        ]
-        scores = {number: score for number, score in self.scores.items() if number not in dropped}
-        return type(self)(tuple([row[0] for row in kept]), tuple([row[1] for row in kept]), scores)
+        kept = [number not in dropped for number in self.sequences]
+        return type(self)(
+            tuple(compress(self.sequences, kept)),
+            tuple(compress(self.token_ids, kept)),
+            {number: score for number, score in self.scores.items() if number not in dropped},
+        )
 
 
 @dataclass(frozen=True, slots=True)

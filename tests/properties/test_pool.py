@@ -69,6 +69,19 @@ class PoolAgainstSet(RuleBasedStateMachine):
         self.pool.loosen(chosen)
         self.given_up |= set(chosen)
 
+    @rule(target=owned, count=st.integers(1, 12))
+    def take_loose(self, count: int) -> object:
+        """The owners of pages given up keep them, and would give them up no more."""
+        start = lowest_run(self.free | self.given_up, count)
+        if start is None:
+            return multiple()
+        run = frozenset(range(start, start + count))
+        assert self.pool.take_loose(start, start + count) == sorted(run - self.free)
+        new = run & self.free
+        self.free -= run
+        self.given_up -= run
+        return new
+
     @invariant()
     def the_pool_says_what_the_set_says(self) -> None:
         assert self.pool.pages_free == len(self.free)

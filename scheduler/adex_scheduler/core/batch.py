@@ -6,7 +6,7 @@ go first, then idle adapters, then the newest running sequences, which are compu
 oldest running sequence is never preempted, so it always comes to its end.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from adex_proto.outcome import WorkerInfo
@@ -88,6 +88,8 @@ class Batch:
         self.prefilling: dict[int, Sequence] = {}
         self.decoding = Decoding(info.block_tokens)
         self.resting: dict[int, Sequence] = {}
+        # The tokens that end any sequence a step may have, and how many of them each ends.
+        self.ends: Counter[int] = Counter()
         self.leaving: list[Sequence] = []
         self.flights: deque[Flight] = deque()
         self.next_step = first_step
@@ -153,6 +155,13 @@ class Batch:
         sequence.promised = 0
         self.leaving.append(sequence)
 
+    def release(self, sequence: Sequence) -> None:
+        """No step in flight knows the sequence any more."""
+        for token_id in sequence.ends:
+            self.ends[token_id] -= 1
+            if not self.ends[token_id]:
+                del self.ends[token_id]
+
     # Parts of a plan.
 
     def _decode(self, draft: Draft) -> None:
@@ -171,9 +180,7 @@ class Batch:
         grown = tuple([sequence.number for sequence in growing])
         draft.decodes = Decodes(numbers, grown, tuple(pages))
         draft.tokens_left -= len(numbers)
-        full, over = decoding.advance()
-        flight.computed.extend([(sequence, decoding.planned(sequence)) for sequence in full])
-        flight.last.extend(over)
+        flight.computed, flight.last = decoding.advance()
 
     def _grow(self, draft: Draft, growing: list[Sequence]) -> tuple[list[Sequence], list[int]]:
         """A page for each whose blocks are full. Returns: who got one, and which."""
@@ -229,6 +236,7 @@ class Batch:
         sequence.planned = start + count
         draft.flight.computed.append((sequence, start + count))
         if samples:
+            sequence.payer.served += sequence.output_charge
             del self.prefilling[sequence.number]
             if sequence.planned < sequence.positions_max:
                 self.decoding.join(sequence)
@@ -300,6 +308,8 @@ class Batch:
         sequence.move(Stage.RUNNING)
         known = sequence.prompt if sequence.outputs == 0 else tuple(sequence.tokens)
         sequence.began = sequence.on_worker = True
+        for token_id in sequence.ends:
+            self.ends[token_id] += 1
         self.sequences[sequence.number] = self.prefilling[sequence.number] = sequence
         draft.arrived.append(
             NewSequence(

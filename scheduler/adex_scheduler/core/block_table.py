@@ -95,21 +95,15 @@ class Blocks:
         assert taken is not None
         while len(taken) < count:
             page, node = self._idle.popitem(last=False)
-            self._forget(page, node)
+            del self._nodes[node.key]
+            self._pool.tighten(page)
             taken.append(page)
         return taken
 
     def reclaim(self, start: int, stop: int) -> None:
         """Take the pages [start, stop), each of which is free or holds an idle prefix."""
-        for page in range(start, stop):
-            if self._pool.is_free(page):
-                self._pool.take_exact(page, page + 1)
-            else:
-                self._forget(page, self._idle.pop(page))
-
-    def _forget(self, page: int, node: Node) -> None:
-        del self._nodes[node.key]
-        self._pool.tighten(page)
+        for page in self._pool.take_loose(start, stop):
+            del self._nodes[self._idle.pop(page).key]
 
     def enter(self, sequence: Sequence) -> None:
         """Offer the sequence's newly computed full blocks for sharing."""
@@ -130,11 +124,11 @@ class Blocks:
 
     def release(self, sequence: Sequence, now: float) -> None:
         """Give all blocks of the sequence back; no step in flight touches them."""
-        private: list[int] = []
-        idle: list[int] = []
         nodes = sequence.nodes
-        for index in range(len(sequence.blocks) - 1, -1, -1):
-            node = nodes[index] if index < len(nodes) else None
+        private = sequence.blocks[len(nodes) :]
+        idle: list[int] = []
+        for index in range(len(nodes) - 1, -1, -1):
+            node = nodes[index]
             if node is None:
                 private.append(sequence.blocks[index])
                 continue

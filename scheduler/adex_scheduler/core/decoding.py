@@ -5,7 +5,7 @@ its tokens are planned. Both are known when it joins, so a step looks at those i
 nobody else.
 """
 
-from adex_scheduler.core.sequence import Sequence
+from adex_scheduler.core.sequence import Sequence, Tenant
 
 
 class Decoding:
@@ -22,6 +22,8 @@ class Decoding:
         self._full: list[dict[int, Sequence]] = [{} for _ in range(block_tokens)]
         # Those of whom nothing is left to plan, by the count of steps then.
         self._over: dict[int, dict[int, Sequence]] = {}
+        # What a step costs each payer, and for how many members.
+        self._charges: dict[Tenant, tuple[float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._members)
@@ -51,6 +53,8 @@ class Decoding:
         self._members[number] = sequence
         self._full[-lead % self._block_tokens][number] = sequence
         self._over.setdefault(sequence.positions_max - lead, {})[number] = sequence
+        charge, members = self._charges.get(sequence.payer, (0.0, 0))
+        self._charges[sequence.payer] = charge + sequence.output_charge, members + 1
 
     def leave(self, sequence: Sequence) -> None:
         """It has no part in further steps. Nothing happens where it had none."""
@@ -63,14 +67,21 @@ class Decoding:
         del over[number]
         if not over:
             del self._over[sequence.positions_max - lead]
+        charge, members = self._charges.pop(sequence.payer)
+        if members > 1:
+            self._charges[sequence.payer] = charge - sequence.output_charge, members - 1
 
-    def advance(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Each has had its part in a step.
+    def advance(self) -> tuple[list[tuple[Sequence, int]], list[Sequence]]:
+        """Each has its part in a step, and is charged for it.
 
-        Returns: whose blocks are full now, and of whom nothing is left to plan, who leave.
+        Returns: whose blocks are full then, with the positions computed, and of whom nothing is
+        left to plan, who leave.
         """
         self._steps += 1
-        full = self.full
+        for payer, (charge, _) in self._charges.items():
+            payer.served += charge
+        steps = self._steps
+        full = [(sequence, steps + sequence.lead) for sequence in self.full]
         over = list(self._over.get(self._steps, {}).values())
         for sequence in over:
             self.leave(sequence)

@@ -134,6 +134,7 @@ class Endings:
     def release(self, sequence: Sequence, now: float) -> None:
         """The plan that listed the sequence as finished has retired: nothing touches its blocks."""
         self._blocks.release(sequence, now)
+        self._batch.release(sequence)
         self._residency.unpin(sequence, now)
         if sequence.stage is Stage.PREEMPTED:
             sequence.rewind()

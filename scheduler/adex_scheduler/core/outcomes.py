@@ -26,14 +26,16 @@ def apply_outcome(
     flight: Flight,
     outcome: StepOutcome,
     sequences: Mapping[int, Sequence],
-    ended: AbstractSet[int],
     *,
+    ended: AbstractSet[int],
+    ends: AbstractSet[int],
     blocks: Blocks,
     eos: frozenset[int],
 ) -> Result:
     """Bring the sequences up to date. Ending them is the caller's part.
 
-    Those that `ended` while the step was under way keep nothing of it; preempted ones do.
+    Those that `ended` while the step was under way keep nothing of it; preempted ones do. `ends`
+    are the tokens that end any of the sequences.
     """
     errors = _errors(flight, outcome)
     failed = [
@@ -51,13 +53,14 @@ def apply_outcome(
     tokens = outcome.tokens
     if not dropped.isdisjoint(tokens.sequences):
         tokens = tokens.without(dropped)
-    over = {s.number: s for s in flight.last if s.number not in dropped}
+    # The one thing done for each token: what else it may mean is asked of all of them at once.
     for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):
-        sequence = sequences[number]
-        sequence.tokens.append(token_id)
-        sequence.payer.served += sequence.output_charge
-        if token_id in sequence.ends:
-            over[number] = sequence
+        sequences[number].tokens.append(token_id)
+    over = {s.number: s for s in flight.last if s.number not in dropped}
+    if not ends.isdisjoint(tokens.token_ids):
+        for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):
+            if token_id in ends and token_id in sequences[number].ends:
+                over[number] = sequences[number]
     return Result(tokens, [(s, s.reason_to_end(eos)) for s in over.values()], failed)
 
 
@@ -65,7 +68,9 @@ def _errors(flight: Flight, outcome: StepOutcome) -> dict[int, AdexError]:
     """By sequence, what the step failed with, and whose count of tokens is not what was owed."""
     answered, owed = outcome.tokens.sequences, flight.owed
     errors: dict[int, AdexError] = {f.sequence: f.error for f in outcome.failures}
-    if not errors and len(answered) == len(owed) and set(answered) == set(owed):
+    if not errors and (
+        answered == owed or (len(answered) == len(owed) and set(answered) == set(owed))
+    ):
         return errors
     due, gained = frozenset(owed), Counter(answered)
     for number in due | gained.keys():

@@ -101,6 +101,14 @@ class PagePool:
         self._free[start:stop] = self._loose[start:stop] = _NO * (stop - start)
         self.pages_free -= stop - start
 
+    def take_loose(self, start: int, stop: int) -> list[int]:
+        """Take the pages [start, stop), all of which are loose. Returns: those not free."""
+        assert self._loose.find(_NO, start, stop) < 0, f"[{start}, {stop}) is not loose"
+        owned = [page for page in range(start, stop) if not self._free[page]]
+        self._free[start:stop] = self._loose[start:stop] = _NO * (stop - start)
+        self.pages_free -= stop - start - len(owned)
+        return owned
+
     def give(self, pages: Iterable[int]) -> None:
         """Give back owned pages that are not loose, in any order."""
         self.loosened += 1

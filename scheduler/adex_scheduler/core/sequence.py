@@ -139,7 +139,7 @@ class Sequence:
     """When its adapter first found no room: the time, and the admissions before."""
     preemptions: int = 0
     output_charge: float = 0.0
-    """What each token it yields adds to its payer's `served`; set when it begins."""
+    """What each token planned for it adds to its payer's `served`; set when it begins."""
     owed: float = 0.0
     brought: Tier = Tier.ABSENT
     """What the loads it caused cost, charged when it begins or ends, and how near they came."""
@@ -157,7 +157,9 @@ class Sequence:
         now: float,
     ) -> Self:
         """A request's sequence, as it arrives."""
-        ends = frozenset(sampling.stop_token_ids)
+        # Most share one set, which every step looks at for all of them.
+        own = frozenset(sampling.stop_token_ids)
+        ends = own if sampling.ignore_eos else eos | own if own else eos
         return cls(
             number=number,
             payer=payer,
@@ -165,7 +167,7 @@ class Sequence:
             sampling=sampling,
             prompt=prompt,
             arrived_at=now,
-            ends=ends if sampling.ignore_eos else ends | eos,
+            ends=ends,
             tokens=list(prompt),
             length_max=len(prompt) + sampling.max_new_tokens,
         )

@@ -277,9 +277,14 @@ class SchedulerCore:
         self.counters.steps += 1
         if flight.tokens:
             self.forecast.step.observe(flight.tokens, outcome.seconds)
-        ended = self.batch.ended_in_flight()
         result = apply_outcome(
-            flight, outcome, self.sequences, ended, blocks=self.blocks, eos=self._eos
+            flight,
+            outcome,
+            self.sequences,
+            ended=self.batch.ended_in_flight(),
+            ends=self.batch.ends.keys(),
+            blocks=self.blocks,
+            eos=self._eos,
         )
         self.counters.output_tokens += len(result.tokens)
         self.counters.dropped_tokens += len(outcome.tokens) - len(result.tokens)

@@ -383,13 +383,14 @@ _BELOW_DEVICE: Mapping[HostCopy, Residence] = {
 
 def _include(group: OrderedDict[str, Adapter], adapter: Adapter, belongs: bool) -> bool:
     """Let the group hold the adapter where it belongs there; whether it has come in now."""
-    if not belongs:
-        group.pop(adapter.digest, None)
+    digest = adapter.version.digest
+    if belongs is (digest in group):
         return False
-    if adapter.digest in group:
-        return False
-    group[adapter.digest] = adapter
-    return True
+    if belongs:
+        group[digest] = adapter
+    else:
+        del group[digest]
+    return belongs
 
 
 def _overlap(victim: Adapter, claimant: Adapter | None) -> int:
