@@ -384,13 +384,12 @@ _BELOW_DEVICE: Mapping[HostCopy, Residence] = {
 def _include(group: OrderedDict[str, Adapter], adapter: Adapter, belongs: bool) -> bool:
     """Let the group hold the adapter where it belongs there; whether it has come in now."""
     digest = adapter.version.digest
-    if belongs is (digest in group):
-        return False
-    if belongs:
+    changes = belongs is not (digest in group)
+    if changes and belongs:
         group[digest] = adapter
-    else:
+    elif changes:
         del group[digest]
-    return belongs
+    return changes and belongs
 
 
 def _overlap(victim: Adapter, claimant: Adapter | None) -> int:
