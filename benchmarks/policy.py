@@ -27,7 +27,7 @@ from adex_scheduler.simulate.cache_rows import cache_row, core_row
 from adex_scheduler.simulate.loop import Course
 from adex_scheduler.simulate.machine import Machine, Memory, read_machine
 from adex_scheduler.simulate.result import RunResult, mix_distance
-from adex_scheduler.simulate.systems import SYSTEMS, simulate
+from adex_scheduler.simulate.systems import SHARING_LIMITS, SIMULATED_LIMITS, SYSTEMS, simulate
 from adex_scheduler.simulate.workloads import RANK_SETS, WORKLOADS, Load
 from policy_bounds import Lag, waits
 from policy_report import write_report
@@ -57,6 +57,7 @@ class Scenario:
     machine: str = "h200"
     remote: bool = False
     warm: bool = False
+    prefix_cache: bool = False
 
 
 MACHINES: dict[str, Machine] = {"h200": H200, "small-disk": SMALL_DISK, "all-on-host": ALL_ON_HOST}
@@ -83,6 +84,11 @@ def scenarios() -> Iterator[Scenario]:
         ("ideal", "adex", "async-lru", "chameleon-like", "clairvoyant"), 2_000, "mix", 20, 240,
         120, options={"alpha": 0.9}, machine="small-disk", remote=True,
     )  # fmt: skip
+    for workload, rate, options in (("instructed", 20, {}), ("sessions", 12, {"alpha": 1.0})):
+        yield Scenario(
+            f"{rate}/s, N=1000, mixed, `{workload}`, prefix caching", "prefixes", OURS, 1_000,
+            "mix", rate, 80, 30, workload, options, prefix_cache=True,
+        )  # fmt: skip
     for factor in (1.0, 10.0):
         yield Scenario(
             f"8 tenants, one asks {factor:g}x in the middle third", "flood",
@@ -131,6 +137,7 @@ def run_cell(scenario: Scenario, system: str, seed: int) -> dict[str, Any]:
         course=Course(scenario.streams, until),
         remote=scenario.remote,
         warm=scenario.warm,
+        limits=SHARING_LIMITS if scenario.prefix_cache else SIMULATED_LIMITS,
         watch=lag.look if flooded else None,
     )
     took = time.perf_counter() - began
