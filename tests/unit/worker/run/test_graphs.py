@@ -156,6 +156,8 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(dispatch, "_KERNELS", {DEVICE.type: TritonKernels()})
+    # As on a GPU: a CPU's short way past torch's operations is none that a graph would have.
+    monkeypatch.setattr("adex_worker.model.rope._cos_sin", lambda each: (each.cos(), each.sin()))
     spec = model_spec(tiny_config("qwen3"))
     decoder = random_model(spec, seed=3, device=DEVICE, spread=0.3)
     page_bytes = kv_page_bytes(TOKENS, spec.layers, spec.kv_heads, spec.head_dim, torch.float32)
