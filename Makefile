@@ -1,6 +1,6 @@
 # Adex. `make serve` and `make test` set everything up by themselves on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help setup system serve test check fix protos bench bench-exchange lock clean
+.PHONY: help setup system serve test check fix protos bench bench-exchange bench-gpu lock clean
 
 BIN := .venv/bin
 PORT ?= 8080
@@ -45,6 +45,9 @@ bench: setup  ## serving beside transformers + PEFT, in one table [ARGS=]
 
 bench-exchange: setup  ## adapters far beyond memory, beside all resident; takes 25 minutes [ARGS=]
 	$(BIN)/python benchmarks/exchange.py $(ARGS)
+
+bench-gpu: setup  ## decode steps, low-rank terms and page-ins on this machine's GPU [ARGS=]
+	PYTHONPATH=kernels:proto:worker $(BIN)/python benchmarks/gpu_bench.py $(ARGS)
 
 lock:     ## requirements/lock.txt anew from pyproject.toml, and those of tested clients [TORCH=]
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" sh requirements/lock.sh

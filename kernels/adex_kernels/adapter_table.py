@@ -2,7 +2,7 @@
 
 import torch
 
-from adex_kernels.layout import GROUP_MODULES, BundleLayout, Group, ModelShape
+from adex_kernels.layout import GROUP_MODULES, BundleLayout, Group, GroupExtent, ModelShape
 
 # (offset of A, rank of the group, then for up to three modules: offset of B, rank).
 WORDS = 8
@@ -25,18 +25,10 @@ class AdapterTable:
 
     def publish(self, slot: int, layout: BundleLayout, first_element: int) -> None:
         """Write the slot's line, enqueued on the current stream."""
-        line = torch.zeros((self._groups, WORDS), dtype=torch.int64)
-        for index, extent in enumerate(layout.groups):
-            if extent is None:
-                continue
-            modules = GROUP_MODULES[Group(index % len(Group))]
-            line[index, 0] = first_element + extent.a_offset
-            line[index, 1] = extent.rank_total
-            for part in extent.slices:
-                place = 2 + 2 * modules.index(part.module)
-                line[index, place] = first_element + part.b_offset
-                line[index, place + 1] = part.rank
-        self._rank_totals[slot] = int(line[:, 1].max())
+        # Page-ins wait for this and steps share its interpreter: plain lists, one tensor.
+        lines = [_line(index, extent, first_element) for index, extent in enumerate(layout.groups)]
+        self._rank_totals[slot] = max(line[1] for line in lines)
+        line = torch.tensor(lines, dtype=torch.int64)
         if self.words.is_cuda:
             line = line.pin_memory()
         self.words[slot].copy_(line, non_blocking=True)
@@ -44,3 +36,17 @@ class AdapterTable:
     def rank_total_max(self, slot: int) -> int:
         """The ranks of the slot's widest group together."""
         return self._rank_totals[slot]
+
+
+def _line(index: int, extent: GroupExtent | None, first_element: int) -> list[int]:
+    words = [0] * WORDS
+    if extent is None:
+        return words
+    words[0] = first_element + extent.a_offset
+    words[1] = extent.rank_total
+    modules = GROUP_MODULES[index % len(Group)]
+    for part in extent.slices:
+        place = 2 + 2 * modules.index(part.module)
+        words[place] = first_element + part.b_offset
+        words[place + 1] = part.rank
+    return words

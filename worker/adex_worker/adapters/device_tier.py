@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from adex_kernels.adapter_table import AdapterTable
+from adex_kernels.batch import GroupWeights
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_worker.adapters.arena import Arena
@@ -44,8 +45,7 @@ class DeviceTier:
         with self._claimed(digest, slot, first_page, pages) as era:
             elements = self._arena.run_elements(first_page, copy.layout.elements)
             first_element = int(elements.storage_offset())
-            self._copy(elements, copy, slot, first_element)
-            views = group_views(elements, copy.layout)
+            views = self._copied(elements, copy, slot, first_element)
             with self._changed:
                 if era != self._era:
                     raise ProtocolViolation(
@@ -112,21 +112,29 @@ class DeviceTier:
                 self._copying -= 1
                 self._changed.notify_all()
 
-    def _copy(self, elements: torch.Tensor, copy: HostCopy, slot: int, first_element: int) -> None:
-        """Copy the bundle, and tell the device's table of it; both have arrived at the end."""
+    def _copied(
+        self, elements: torch.Tensor, copy: HostCopy, slot: int, first_element: int
+    ) -> tuple[GroupWeights | None, ...]:
+        """Copy the bundle, and tell the device's table of it; both have arrived at the end.
+
+        Returns: the views of its matrices where it now lies.
+        """
         destination, table = elements.view(torch.uint8), self.slots.table
         if self._stream is None:
             destination.copy_(copy.bytes)
             if table is not None:
                 table.publish(slot, copy.layout, first_element)
-            return
+            return group_views(elements, copy.layout)
         with torch.cuda.stream(self._stream):
             destination.copy_(copy.bytes, non_blocking=True)
             if table is not None:
                 table.publish(slot, copy.layout, first_element)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._stream)
+        # They take nearly as long to make as the bytes to arrive.
+        views = group_views(elements, copy.layout)
         arrived.synchronize()
+        return views
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

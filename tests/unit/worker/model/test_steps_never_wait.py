@@ -5,8 +5,8 @@ import torch
 
 from adex_kernels.batch import AttentionBatch, GroupWeights, LoraBatch
 from adex_worker.model.decoder import Decoder
+from adex_worker.model.parameters import empty_weights
 from adex_worker.model.spec import ModelSpec, model_spec
-from adex_worker.model.weights import empty_weights
 
 META = torch.device("meta")
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from adex_kernels.batch import AttentionBatch
 from adex_proto.errors import ValidationError
 from adex_worker.model.decoder import Decoder
+from adex_worker.model.parameters import random_model
 from adex_worker.model.source import ModelSource
 from adex_worker.model.spec import model_spec
-from adex_worker.model.weights import load_model, random_model
+from adex_worker.model.weights import load_model
 
 LLAMA = {"model_type": "llama"}
 
