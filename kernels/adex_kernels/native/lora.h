@@ -12,7 +12,9 @@
 #define ADEX_LORA_H
 #include "vectors.h"
 
-enum { RANKS = 8, COLUMNS = 1024 };
+/* What a piece of work has of A and of B. B is read in whole rows of it where that is for one row of
+ * x, and otherwise span by span, which stays in the cache for all rows. */
+enum { RANKS = 16, COLUMNS = 2048, SPAN = 256 };
 
 typedef struct { int64_t rank_start, rank, out_start, out; const void *b; } Slice;
 typedef struct { const void *a; int64_t in, rank_total, slices; Slice slice[]; } Entry;
@@ -38,7 +40,7 @@ INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int
             values[i] = load_factors(at(x, i * x_stride + k), count);
         for (int r = 0; r < ranks; r++) {
             f32 weights = load_factors(at(a, r * in + k), count);
-            __builtin_prefetch(at(ahead, r * in + k));
+            __builtin_prefetch(at(ahead, r * in + k), 0, 2);
             for (int i = 0; i < rows; i++)
                 sums[i][r] = add_products(sums[i][r], values[i], weights);
         }
@@ -49,7 +51,7 @@ INLINE void shrink(const char *x, int64_t x_stride, int rows, const char *a, int
 }
 
 /* Add `ranks` rows of B to the sums of `rows` rows. As much is fetched from `ahead`. */
-INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
+INLINE void expand(f32 *sums, int rows, const float *shrunk,
                    int64_t shrunk_stride, const char *b, int64_t b_stride, int64_t columns,
                    int ranks, const char *ahead, int64_t ahead_stride) {
     float factors[4][4];
@@ -59,15 +61,15 @@ INLINE void expand(f32 (*sums)[COLUMNS / LANES], int rows, const float *shrunk,
     IN_LANES(c, count, columns, {
         f32 values[4];
         for (int i = 0; i < rows; i++)
-            values[i] = sums[i][c / LANES];
+            values[i] = sums[c / LANES * rows + i];
         for (int r = 0; r < ranks; r++) {
             f32 weights = load(at(b, r * b_stride + c), count);
-            __builtin_prefetch(at(ahead, r * ahead_stride + c));
+            __builtin_prefetch(at(ahead, r * ahead_stride + c), 0, 2);
             for (int i = 0; i < rows; i++)
                 values[i] += factors[i][r] * weights;
         }
         for (int i = 0; i < rows; i++)
-            sums[i][c / LANES] = values[i];
+            sums[c / LANES * rows + i] = values[i];
     })
 }
 
@@ -98,19 +100,19 @@ static void shrink_piece(const Call *call, const Piece *piece, const Piece *next
 }
 
 INLINE void expand_rows(const Call *call, const Piece *piece, const Piece *next, int64_t row,
-                        int64_t columns, int rows) {
+                        int rows, int64_t column, int64_t columns) {
     const Slice *slice = piece->slice;
     int64_t stride = piece->entry->rank_total;
     const float *shrunk = call->shrunk + piece->segment->shrunk_start + row * stride +
                           slice->rank_start;
     char *y = at(call->y, (piece->segment->row_start + row) * call->y_stride +
-                          slice->out_start + piece->first);
-    f32 sums[4][COLUMNS / LANES];
+                          slice->out_start + piece->first + column);
+    f32 sums[COLUMNS / LANES]; /* four rows of a span are fewer */
     for (int i = 0; i < rows; i++)
         IN_LANES(c, count, columns,
-            sums[i][c / LANES] = load(at(y, i * call->y_stride + c), count))
+            sums[c / LANES * rows + i] = load(at(y, i * call->y_stride + c), count))
     IN_BLOCKS(r, 0, slice->rank, {
-        const char *b = at(piece->matrix, r * slice->out), *ahead = at(b, r_block * slice->out);
+        const char *b = at(piece->matrix, r * slice->out + column), *ahead = at(b, r_block * slice->out);
         int64_t ahead_stride = slice->out;
         if (r + r_block >= slice->rank && next) {
             ahead = next->matrix;
@@ -120,13 +122,17 @@ INLINE void expand_rows(const Call *call, const Piece *piece, const Piece *next,
     })
     for (int i = 0; i < rows; i++)
         IN_LANES(c, count, columns,
-            store(at(y, i * call->y_stride + c), sums[i][c / LANES], count))
+            store(at(y, i * call->y_stride + c), sums[c / LANES * rows + i], count))
 }
 
 static void expand_piece(const Call *call, const Piece *piece, const Piece *next) {
-    int64_t left = piece->slice->out - piece->first, columns = left < COLUMNS ? left : COLUMNS;
-    IN_BLOCKS(row, 0, piece->segment->rows,
-        expand_rows(call, piece, next, row, columns, row_block))
+    int64_t left = piece->slice->out - piece->first, stop = left < COLUMNS ? left : COLUMNS;
+    int64_t span = piece->segment->rows > 1 ? SPAN : COLUMNS;
+    for (int64_t column = 0; column < stop; column += span) {
+        int64_t columns = stop - column < span ? stop - column : span;
+        IN_BLOCKS(row, 0, piece->segment->rows,
+            expand_rows(call, piece, next, row, row_block, column, columns))
+    }
 }
 
 static inline const Entry *entry_of(const Segment *segment, int64_t index) {

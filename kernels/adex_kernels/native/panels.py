@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adex_kernels.native import library
+from adex_kernels.native import library, memory
 
 PANEL = 64
 
@@ -69,7 +69,9 @@ def pack(weight: Tensor, int8: bool = False) -> PackedWeight:
         panels = panels.view(count, PANEL, in_features // 2, 2).permute(0, 2, 1, 3)
     else:
         panels = panels.view(count, PANEL, in_features).permute(0, 2, 1)
-    return PackedWeight(panels.contiguous(), scales, out_features, in_features, dtype)
+    # A step reads all of it: most of what it waits for is memory, and the look-up of its pages.
+    kept = memory.zeros(panels.numel() * panels.itemsize).view(panels.dtype).view(panels.shape)
+    return PackedWeight(kept.copy_(panels), scales, out_features, in_features, dtype)
 
 
 def _rounded(weight: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,8 @@
 /* Sixteen floats at a time, in the compiler's own vectors: one source for AVX-512, AVX2, NEON and
  * others. Elements of every type are computed with as float32 and rounded once, to nearest even.
  *
- * The sources are compiled once for each TYPE of element. No option may let the compiler reorder sums: a row's bits must not depend on its company.
+ * The sources are compiled once for each TYPE of element. No option may let the compiler reorder
+ * sums: a row's bits must not depend on its company.
  */
 #ifndef ADEX_VECTORS_H
 #define ADEX_VECTORS_H
@@ -65,6 +66,23 @@ INLINE u16 to_half(f32 value) {
 #endif
 }
 
+/* The compiler's own conversions go through halves of a vector. */
+INLINE u32 lengthened(u16 bits) {
+#if defined(__AVX512F__)
+    return (u32)_mm512_cvtepu16_epi32((__m256i)bits);
+#else
+    return __builtin_convertvector(bits, u32);
+#endif
+}
+
+INLINE u16 shortened(u32 bits) {
+#if defined(__AVX512F__)
+    return (u16)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+    return __builtin_convertvector(bits, u16);
+#endif
+}
+
 /* The first `count` lanes, the others 0. */
 INLINE f32 load_floats(const void *from, int64_t count) {
     f32 value = {0};
@@ -79,7 +97,7 @@ INLINE f32 load(const char *from, int64_t count) {
     memcpy(&bits, from, count * 2);
     if (TYPE == FLOAT16)
         return from_half(bits);
-    return (f32)(__builtin_convertvector(bits, u32) << 16);
+    return (f32)(lengthened(bits) << 16);
 }
 
 INLINE void store_floats(void *to, f32 value, int64_t count) { memcpy(to, &value, count * 4); }
@@ -96,7 +114,7 @@ INLINE void store(char *to, f32 value, int64_t count) {
         /* No NaN is carried into the sign: made from bfloat16, its lower half is 0. */
         u32 wide = (u32)value;
         wide = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-        bits = __builtin_convertvector(wide, u16);
+        bits = shortened(wide);
     }
     memcpy(to, &bits, count * 2);
 }

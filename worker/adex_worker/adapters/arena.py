@@ -5,12 +5,11 @@ checks the scheduler's word for adapter runs: a run outside the arena or over an
 protocol violation, never a silent overwrite.
 """
 
-import mmap
 import threading
-from contextlib import suppress
 
 import torch
 
+from adex_kernels.native import memory
 from adex_proto.errors import ProtocolViolation
 
 # The alignment of bundles within the arena and of vector loads within bundles.
@@ -107,13 +106,7 @@ class Arena:
 
 
 def _zeros(size: int, device: torch.device) -> torch.Tensor:
-    """[size] uint8. On a CPU the kernel hands out the memory as it is first used, so that a large
-    pool neither delays the start nor takes what it does not need."""
-    if device.type != "cpu":
-        return torch.zeros(size, dtype=torch.uint8, device=device)
-    # Private: Linux gives huge pages to memory that processes could share only where it is told to.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # A kernel without huge pages serves small ones.
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    """[size] uint8."""
+    if device.type == "cpu":
+        return memory.zeros(size)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
