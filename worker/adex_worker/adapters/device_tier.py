@@ -45,7 +45,7 @@ class DeviceTier:
         with self._claimed(digest, slot, first_page, pages) as era:
             elements = self._arena.run_elements(first_page, copy.layout.elements)
             first_element = int(elements.storage_offset())
-            views = self._copied(elements, copy, slot, first_element)
+            views = self._copy(elements, copy, slot, first_element)
             with self._changed:
                 if era != self._era:
                     raise ProtocolViolation(
@@ -112,7 +112,7 @@ class DeviceTier:
                 self._copying -= 1
                 self._changed.notify_all()
 
-    def _copied(
+    def _copy(
         self, elements: torch.Tensor, copy: HostCopy, slot: int, first_element: int
     ) -> tuple[GroupWeights | None, ...]:
         """Copy the bundle, and tell the device's table of it; both have arrived at the end.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from adex_kernels.layout import Group, LinearShape, ModelShape, Module
 from adex_proto.adapter import AdapterKey, Tier
@@ -184,10 +183,10 @@ def test_a_copy_under_way_when_the_stream_ends_is_waited_for_and_not_published(
     copying, go_on = threading.Event(), threading.Event()
     real_copy = device_tier.DeviceTier._copy
 
-    def slow_copy(self: Any, *tensors: torch.Tensor) -> None:
+    def slow_copy(self: Any, *where: Any) -> Any:
         copying.set()
         assert go_on.wait(10)
-        real_copy(self, *tensors)
+        return real_copy(self, *where)
 
     monkeypatch.setattr(device_tier.DeviceTier, "_copy", slow_copy)
     with ThreadPoolExecutor(2) as pool:
