@@ -2,22 +2,22 @@
 
     with slow_s3(latency_s=0.05) as store: ...
 
-moto runs in a process of its own and keeps objects in files. In front of it stands a relay that
-delivers every piece of bytes half a round trip late in each direction, and that can hold back the
-answer for any object whose key contains a given word.
+moto runs in a process of its own and keeps objects in files. In front of it stands a relay, in
+another, that delivers every piece of bytes half a round trip late in each direction, and holds back
+requests whose path contains a given word. Both stand for another machine, so they yield to what is
+measured on this one, and share no interpreter with whoever measures.
 """
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ class Store:
 
     url: str
     direct_url: str
-    hold: dict[str, float] = field(default_factory=dict)
-    """Seconds that a request waits whose path contains the word."""
 
     def environment(self) -> dict[str, str]:
         """What a server needs in its environment to read from here."""
@@ -69,31 +67,37 @@ class Store:
 
 
 @contextmanager
-def slow_s3(latency_s: float, work: Path) -> Iterator[Store]:
-    """The store, empty but for its bucket; `latency_s` is a whole round trip."""
+def slow_s3(
+    latency_s: float, work: Path, hold: Mapping[str, float] | None = None
+) -> Iterator[Store]:
+    """The store, empty but for its bucket; `latency_s` is a whole round trip.
+
+    `hold`: seconds that a request waits whose path contains the word.
+    """
     port = free_port()
     # Objects are kept in files, under `work`: a thousand adapters are gigabytes.
     environment = os.environ | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "65536", "TMPDIR": str(work)}
     program = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     with (work / "s3.log").open("wb") as output:
-        process = subprocess.Popen(
-            # It stands for another machine, so it yields to what is measured on this one.
+        server = subprocess.Popen(
             ["nice", "-n", "15", sys.executable, "-c", program],
             stdout=output,
             stderr=output,
             env=environment,
         )
-    store = Store("", f"http://127.0.0.1:{port}")
-    relay = _Relay(port, latency_s / 2, store.hold)
+    near = free_port()
+    told = json.dumps([near, port, latency_s / 2, dict(hold or {})])
+    relay = subprocess.Popen(["nice", "-n", "15", sys.executable, __file__, told])
+    store = Store(f"http://127.0.0.1:{near}", f"http://127.0.0.1:{port}")
     try:
-        _wait_listening(port, process)
+        _wait_listening(port, server)
+        _wait_listening(near, relay)
         store.client().create_bucket(Bucket=BUCKET)
-        store.url = f"http://127.0.0.1:{relay.start()}"
         yield store
     finally:
-        relay.stop()
-        process.terminate()
-        process.wait(timeout=30)
+        for process in (relay, server):
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def free_port() -> int:
@@ -107,42 +111,26 @@ def _wait_listening(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"the S3 server ended with {process.returncode}")
+            raise SystemExit(f"what stands for S3 ended with {process.returncode}")
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.1)
-    raise SystemExit("the S3 server was not ready in time")
+    raise SystemExit("what stands for S3 was not ready in time")
 
 
 class _Relay:
-    """Bytes both ways, each piece `delay_s` late. Runs on a thread with a loop of its own."""
+    """Bytes both ways between the ports `near` and `far`, each piece `delay_s` late."""
 
-    def __init__(self, port: int, delay_s: float, hold: dict[str, float]) -> None:
-        self._port, self._delay_s, self._hold = port, delay_s, hold
-        self._listening: Future[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+    def __init__(self, near: int, far: int, delay_s: float, hold: Mapping[str, float]) -> None:
+        self._near, self._far, self._delay_s, self._hold = near, far, delay_s, hold
 
-    def start(self) -> int:
-        """Begin to listen; returns the port."""
-        self._thread.start()
-        return self._listening.result(timeout=10)[0]
-
-    def stop(self) -> None:
-        """End every connection."""
-        if self._thread.is_alive():
-            _, loop, over = self._listening.result(timeout=10)
-            loop.call_soon_threadsafe(over.set)
-            self._thread.join(timeout=10)
-
-    async def _serve(self) -> None:
-        over = asyncio.Event()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        port = int(server.sockets[0].getsockname()[1])
-        self._listening.set_result((port, asyncio.get_running_loop(), over))
-        await over.wait()
+    async def serve(self) -> None:
+        """Until the process is ended."""
+        server = await asyncio.start_server(self._connection, "127.0.0.1", self._near)
+        await server.serve_forever()
 
     async def _connection(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
-        far, far_out = await asyncio.open_connection("127.0.0.1", self._port)
+        far, far_out = await asyncio.open_connection("127.0.0.1", self._far)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._carry(near, far_out, requests=True))
@@ -187,3 +175,7 @@ class _Relay:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(read())
             tasks.create_task(write())
+
+
+if __name__ == "__main__":
+    asyncio.run(_Relay(*json.loads(sys.argv[1])).serve())

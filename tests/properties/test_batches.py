@@ -17,11 +17,10 @@ from adex_proto.outcome import SampledToken, WorkerInfo
 from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
 from adex_proto.sampling import SamplingParams
 from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.adapters.store import AdapterStore
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
 from adex_worker.run.runner import Runner
-from adex_worker.testing import tiny_model, write_random_adapter
+from adex_worker.testing import adapter_store, tiny_model, write_random_adapter
 
 PAGES, BLOCK_TOKENS, LENGTH = 400, 16, 5
 SLOTS = 5
@@ -48,7 +47,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         BLOCK_TOKENS, spec.layers, spec.kv_heads, spec.head_dim, decoder.dtype
     )
     arena = Arena(pages=PAGES, page_bytes=page_bytes, dtype=decoder.dtype, device="cpu")
-    store = AdapterStore(
+    store = adapter_store(
         cache_dir=folder / "cache",
         roots=[folder],
         shape=spec.shape,

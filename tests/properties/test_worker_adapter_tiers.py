@@ -14,8 +14,7 @@ from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import ProtocolViolation
 from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.byte_views import byte_view
-from adex_worker.adapters.store import AdapterStore
-from adex_worker.testing import write_random_adapter
+from adex_worker.testing import adapter_store, write_random_adapter
 
 SHAPE = ModelShape(
     2,
@@ -45,7 +44,7 @@ class Tiers(RuleBasedStateMachine):
                 seed=seed,
             )
         self.arena = Arena(pages=PAGES, page_bytes=PAGE_BYTES, dtype=dtype, device="cpu")
-        self.store = AdapterStore(
+        self.store = adapter_store(
             cache_dir=self.folder / "cache",
             roots=[self.folder / "root"],
             shape=SHAPE,

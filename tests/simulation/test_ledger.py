@@ -44,9 +44,8 @@ from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.core.config import CONFIG_FILE
 from adex_worker.adapters.leave import Leave
 from adex_worker.adapters.sources.local import LocalSource
-from adex_worker.adapters.store import AdapterStore
 from adex_worker.service.commands import CommandPools
-from adex_worker.testing import write_random_adapter
+from adex_worker.testing import adapter_store, write_random_adapter
 
 SHAPE = ModelShape(
     2,
@@ -165,7 +164,7 @@ class StoreWorker(FakeWorker):
         self.arena = Arena(
             pages=info.pages, page_bytes=PAGE_BYTES, dtype=torch.float32, device="cpu"
         )
-        self.store = AdapterStore(
+        self.store = adapter_store(
             cache_dir=self._folder / "cache",
             roots=[self._folder / "adapters"],
             shape=SHAPE,
@@ -321,7 +320,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, AdapterVersi
         for seed in range(12)
     ]
     arena = Arena(pages=64, page_bytes=PAGE_BYTES, dtype=torch.float32, device="cpu")
-    witness = AdapterStore(
+    witness = adapter_store(
         cache_dir=base / "cache",
         roots=[base],
         shape=SHAPE,

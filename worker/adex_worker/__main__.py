@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from adex_proto.errors import AdexError
 from adex_proto.logs import LogFormat, configure_logging
+from adex_worker.adapters.sources.served import quieten
 from adex_worker.assembly import Worker, assemble
 from adex_worker.config import WorkerOptions, parse_options
 from adex_worker.metrics import serve_metrics
@@ -62,6 +63,7 @@ async def _serve(options: WorkerOptions) -> int:
         await server.stop(_STOP_S_MAX)
         if worker is not None:
             worker.parts.pools.close()
+            worker.store.close()
             if worker.parts.grammars is not None:
                 worker.parts.grammars.close()
             if not worker.parts.steps.stop(wait_s=1.0):
@@ -109,9 +111,7 @@ def _on_daemon_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
 
 def _configure_logging(level: str, style: LogFormat) -> None:
     configure_logging(level, style)
-    # A line for each file that the hub is asked for says nothing to an operator.
-    for chatty in ("httpx", "httpx2", "httpcore", "urllib3", "filelock", "boto3", "botocore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quieten()
 
 
 if __name__ == "__main__":

@@ -16,16 +16,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_token
 
 from adex_kernels.native.panels import Weight
 from adex_proto.errors import AdexError, ValidationError
 from adex_proto.outcome import WorkerInfo
 from adex_worker import native, recording
 from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.adapters.sources.hub import HubSource
-from adex_worker.adapters.sources.s3 import S3Source
-from adex_worker.adapters.sources.source import Source
+from adex_worker.adapters.core.bundle_header import fingerprint_of
+from adex_worker.adapters.disk_tier import DiskTier
+from adex_worker.adapters.format import Limits
+from adex_worker.adapters.intake_process import IntakeProcess
+from adex_worker.adapters.intake_wire import IntakeOptions
 from adex_worker.adapters.store import AdapterStore
 from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype
 from adex_worker.config import SLOTS_MAX, WorkerOptions, default_cache_dir
@@ -51,6 +52,7 @@ class Worker:
     """A worker that can serve, what its metrics read, and what to tell the operator of it."""
 
     parts: WorkerParts
+    store: AdapterStore
     sources: Sources
     description: str
 
@@ -74,18 +76,7 @@ def assemble(options: WorkerOptions) -> Worker:
     arena = _arena(budget, decoder)
     spec = decoder.spec
     try:
-        store = AdapterStore(
-            cache_dir=options.cache_dir,
-            roots=options.local_adapter_roots,
-            remote=_remote_sources(options),
-            shape=spec.shape,
-            dtype=decoder.dtype,
-            arena=arena,
-            host_bytes=budget.host_bytes,
-            disk_bytes=budget.disk_bytes,
-            rank_max=options.rank_max,
-            slots_max=SLOTS_MAX,
-        )
+        store = _store(options, decoder, budget, arena)
     except OSError as error:
         raise ValidationError(
             f"--cache-dir {options.cache_dir} cannot be used: {error}",
@@ -109,6 +100,7 @@ def assemble(options: WorkerOptions) -> Worker:
     pools = CommandPools(store)
     return Worker(
         parts=WorkerParts(info, steps, pools, grammars),
+        store=store,
         sources=Sources(info, runner.statistics, lambda: arena.adapter_pages, pools.statistics),
         description=(
             f"{_model(info, decoder)} with {threads} threads; {_pool(budget)};"
@@ -150,14 +142,32 @@ def _grammars(options: WorkerOptions, info: WorkerInfo) -> GrammarCompiler | Non
     return None if path is None else GrammarCompiler(path, info.vocabulary, info.eos_token_ids)
 
 
-def _remote_sources(options: WorkerOptions) -> dict[str, Source]:
-    """The hub, always; S3 where a root allows it. Raises OSError."""
+def _store(options: WorkerOptions, decoder: Decoder, budget: Budget, arena: Arena) -> AdapterStore:
+    """The tiers of adapters, and the process that brings them. Raises OSError."""
     options.cache_dir.mkdir(parents=True, exist_ok=True)
-    server_token = get_token() if options.use_server_hf_token else None
-    found: dict[str, Source] = {"hub": HubSource(options.cache_dir, server_token=server_token)}
-    if options.s3_adapter_roots:
-        found["s3"] = S3Source(options.s3_adapter_roots, options.cache_dir)
-    return found
+    shape, dtype = decoder.spec.shape, decoder.dtype
+    dtype_name = str(dtype).removeprefix("torch.")
+    bundle_bytes_max = min(budget.host_bytes, budget.disk_bytes, budget.pool_bytes)
+    disk = DiskTier(options.cache_dir, fingerprint_of(shape, dtype_name))
+    bringing = IntakeOptions(
+        cache_dir=options.cache_dir,
+        local_roots=options.local_adapter_roots,
+        s3_roots=options.s3_adapter_roots,
+        use_server_hf_token=options.use_server_hf_token,
+        limits=Limits(shape, dtype.itemsize, options.rank_max, bundle_bytes_max),
+        dtype=dtype_name,
+        log_level=options.log_level,
+        log_format=options.log_format,
+    )
+    return AdapterStore(
+        bringer=IntakeProcess(bringing, disk),
+        disk=disk,
+        shape=shape,
+        dtype=dtype,
+        arena=arena,
+        host_bytes=budget.host_bytes,
+        slots_max=SLOTS_MAX,
+    )
 
 
 def _native(options: WorkerOptions, device: torch.device) -> str:

@@ -11,6 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from adex_kernels.layout import LinearShape, ModelShape, Module
+from adex_worker.adapters.arena import Arena
+from adex_worker.adapters.core.bundle_header import fingerprint_of
+from adex_worker.adapters.disk_tier import DiskTier
+from adex_worker.adapters.format import Limits
+from adex_worker.adapters.intake import Intake
+from adex_worker.adapters.sources.local import LocalSource
+from adex_worker.adapters.sources.source import Source
+from adex_worker.adapters.store import AdapterStore
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
 
@@ -249,3 +257,30 @@ def _fuse(tensors: dict[str, torch.Tensor], prefix: str) -> None:
     ):
         weights = [tensors.pop(f"{prefix}{part}.weight") for part in parts]
         tensors[f"{prefix}{fused}.weight"] = torch.cat(weights)
+
+
+def adapter_store(
+    *,
+    cache_dir: Path,
+    roots: Sequence[Path],
+    remote: Mapping[str, Source] | None = None,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    arena: Arena,
+    host_bytes: int,
+    disk_bytes: int,
+    rank_max: int,
+) -> AdapterStore:
+    """A worker's tiers, with what brings adapters in this process."""
+    disk = DiskTier(cache_dir, fingerprint_of(shape, str(dtype).removeprefix("torch.")))
+    budget = min(host_bytes, disk_bytes, arena.pages * arena.page_bytes)
+    limits = Limits(shape, dtype.itemsize, rank_max, budget)
+    sources = {"local": LocalSource(roots), **(remote or {})}
+    return AdapterStore(
+        bringer=Intake(sources, disk, limits, dtype),
+        disk=disk,
+        shape=shape,
+        dtype=dtype,
+        arena=arena,
+        host_bytes=host_bytes,
+    )

@@ -3,7 +3,7 @@
 
 enum { TEAM_BYTES = 1 << 18 };
 
-typedef struct { int64_t next_shrink, shrunk, next_expand, expanded; } Progress;
+typedef struct { int64_t next_shrink, next_expand; Gate shrunk, expanded; } Progress;
 
 static void take_part(const Call *call, Progress *progress) {
     int64_t shrinks = pieces_of(call, 0), expands = pieces_of(call, 1);
@@ -35,7 +35,7 @@ int EXPORTED(adex_lora_add)(const Call *call) {
         for (int64_t i = 0; entry && i < entry->slices; i++)
             bytes += entry->slice[i].rank * (entry->in + entry->slice[i].out) * ELEMENT;
     }
-    Progress progress = {0, 0, 0, 0};
+    Progress progress = {0};
     /* All of torch's threads or none: OpenMP ends those that a smaller team leaves over. */
     if (bytes < TEAM_BYTES || call->threads < 2)
         take_part(call, &progress);

@@ -10,6 +10,7 @@
  */
 #ifndef ADEX_LORA_H
 #define ADEX_LORA_H
+#include "team.h"
 #include "vectors.h"
 
 /* What a piece of work has of A and of B. B is read in whole rows of it where that is for one row of
@@ -185,7 +186,7 @@ static Piece piece_of(const Call *call, Cursor *cursor, int64_t number, int expa
 /* Does pieces below `count` until there are none; a thread takes its next one before it does the
  * present one, which `finished` counts. Returns: the first number beyond them that it took. */
 static int64_t do_pieces(const Call *call, int64_t *next_number, int64_t count, int expanding,
-                         int64_t *finished) {
+                         Gate *finished) {
     Cursor cursor = {call->segments, 0};
     Piece pieces[2];
     int64_t number = TAKE(*next_number);
@@ -202,7 +203,7 @@ static int64_t do_pieces(const Call *call, int64_t *next_number, int64_t count, 
             expand_piece(call, &pieces[now], next);
         else
             shrink_piece(call, &pieces[now], next);
-        __atomic_fetch_add(finished, 1, __ATOMIC_RELEASE);
+        arrive(finished);
     }
     return number;
 }

@@ -37,7 +37,7 @@ typedef struct {
     Linear head; /* without panels: the caller's */
 } Model;
 
-typedef struct { int64_t next, done, unused[6]; } Stage;
+typedef struct { int64_t next; Gate done; int64_t unused[5]; } Stage;
 
 /* Buffers hold `rows` rows of the model's type. */
 typedef struct {
@@ -90,7 +90,7 @@ static inline void spend(Team *team, int part) {
 /* Everybody has finished the stage, which was `part`, and begins the next. */
 static inline void next_stage(Team *team, int part) {
     spend(team, part);
-    __atomic_fetch_add(&team->stage->done, 1, __ATOMIC_RELEASE);
+    arrive(&team->stage->done);
     await(&team->stage->done, team->threads);
     team->stage++;
     spend(team, WAITING);
@@ -145,7 +145,8 @@ static void linear_stages(Team *team, const Linear *linear, const char *x, char 
                  s->segments, s->segment_count, index, s->shrunk, team->threads};
     char *scratch = s->scratch + team->thread * s->scratch_stride;
     Product product = {linear, x, y, scratch, linear->out, s->rows, team->threads, 0};
-    int64_t shrinks = pieces_of(&lora, 0), expands = shrinks ? pieces_of(&lora, 1) : 0, ignored = 0;
+    int64_t shrinks = pieces_of(&lora, 0), expands = shrinks ? pieces_of(&lora, 1) : 0;
+    Gate ignored = {0};
     int64_t mine = do_pieces(&lora, &team->stage->next, shrinks, 0, &ignored);
     if (shrinks)
         spend(team, SHRINKING);

@@ -6,7 +6,6 @@
  */
 #ifndef ADEX_VECTORS_H
 #define ADEX_VECTORS_H
-#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__F16C__) || defined(__AVX512F__)
@@ -24,7 +23,7 @@
 #else
 #define EXPORTED(name) name##_float32
 #endif
-enum { LANES = 16, SPINS_MAX = 2000, ELEMENT = TYPE == FLOAT32 ? 4 : 2 };
+enum { LANES = 16, ELEMENT = TYPE == FLOAT32 ? 4 : 2 };
 
 typedef float f32 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
@@ -220,16 +219,4 @@ INLINE f32 totals(f32 rows[LANES]) {
         }
     return rows[0];
 }
-
-/* Waits until `counter` has reached `wanted`. Others' work is short, unless their thread has lost
- * its core. */
-static inline void await(const int64_t *counter, int64_t wanted) {
-    for (int spins = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) < wanted;)
-        if (spins < SPINS_MAX)
-            spins++;
-        else
-            sched_yield();
-}
-
-#define TAKE(counter) __atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
 #endif

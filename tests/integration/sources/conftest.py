@@ -22,7 +22,7 @@ from adex_worker.adapters.sources.hub import HubSource
 from adex_worker.adapters.sources.source import Source
 from adex_worker.adapters.sources.transfer import Patience
 from adex_worker.adapters.store import AdapterStore
-from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
+from adex_worker.testing import adapter_store, tiny_config, tiny_shape, write_random_adapter
 
 # Files of a kilobyte and more are kept as large files, behind a redirect, as on the hub.
 LARGE_BYTES = 1 << 10
@@ -264,7 +264,7 @@ def make_shop(tmp_path: Path, name: str, source: Source, pages: int = 256) -> Sh
     shape = tiny_shape(tiny_config())
     page_bytes = kv_page_bytes(16, shape.layers, 2, 16, torch.float32)
     arena = Arena(pages=pages, page_bytes=page_bytes, dtype=torch.float32, device="cpu")
-    store = AdapterStore(
+    store = adapter_store(
         cache_dir=tmp_path / "cache",
         roots=[tmp_path],
         remote={name: source},

@@ -17,7 +17,7 @@ STAGES = {
     "asking the hub": "strike(HfApi, 'get_hf_file_metadata')",
     "with half of a download in its scratch file": "strike(hub, 'write_whole', 1, half_chunk)",
     "verifying what came": "strike(hub, 'checksum_of', 1)",
-    "reading it": "strike(store_module, 'read_adapter')",
+    "reading it": "strike(intake, 'read_adapter')",
     "converting it": "strike(bundle, '_check_finite', 3)",
     "before its bundle has a name": "strike(disk_tier.secrets, 'token_hex')",
     "with the header of its bundle written": "strike(os, 'write', 1)",
@@ -26,7 +26,7 @@ STAGES = {
     "before its bundle is published": "strike(os, 'replace')",
     "before its name is synced": "strike(os, 'fsync', 1)",
     "staging it": "strike(disk_tier, '_read_checked')",
-    "sending it away": "strike(store_module.DiskTier, 'remove')",
+    "sending it away": "strike(disk_tier.DiskTier, 'remove')",
 }
 
 SCRIPT = textwrap.dedent(
@@ -35,16 +35,16 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     from huggingface_hub import HfApi
     from adex_proto.adapter import AdapterKey, Tier
-    from adex_worker.adapters import bundle, disk_tier, store as store_module
+    from adex_worker.adapters import bundle, disk_tier, intake
     from adex_worker.adapters.arena import Arena
     from adex_worker.adapters.sources import hub
-    from adex_worker.testing import tiny_config, tiny_shape
+    from adex_worker.testing import adapter_store, tiny_config, tiny_shape
 
     url, cache = sys.argv[1], Path(sys.argv[2])
 
     def new_store():
         arena = Arena(pages=256, page_bytes=8192, dtype=torch.float32, device="cpu")
-        return store_module.AdapterStore(
+        return adapter_store(
             cache_dir=cache, roots=[], remote={"hub": hub.HubSource(cache, endpoint=url)},
             shape=tiny_shape(tiny_config()), dtype=torch.float32, arena=arena,
             host_bytes=1 << 26, disk_bytes=1 << 26, rank_max=64,

@@ -6,13 +6,10 @@ on one digest run in the order they came, whatever their kinds.
 
 import asyncio
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +26,7 @@ from adex_proto.outcome import (
 )
 from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Stage
 from adex_worker.adapters.leave import Leave
+from adex_worker.adapters.priority import step_aside
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,8 +39,6 @@ _NAMES: dict[type[AdapterCommand], str] = {
     Evict: "evict",
 }
 COMMANDS_UNDER_WAY_MAX = 16384
-# How far the threads of commands stand behind those of steps, where both want the processor.
-_NICE = 10
 
 
 class Store(Protocol):
@@ -56,16 +52,6 @@ class Store(Protocol):
     def evict(self, digest: str, tier: Tier) -> object: ...
     def held(self) -> tuple[Held, ...]: ...
     def release_device(self) -> object: ...
-
-
-def _step_aside() -> None:
-    """Let the step thread have the processor first: checking and packing an adapter is work too.
-
-    Where threads have no priority of their own (other than Linux), they share as equals.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +75,7 @@ class CommandPools:
             kind: CommandStatistics(name, 0, 0, 0, 0.0) for kind, name in _NAMES.items()
         }
         self._pools = {
-            kind: ThreadPoolExecutor(threads, f"adex-{kind.__name__.lower()}", _step_aside)
+            kind: ThreadPoolExecutor(threads, f"adex-{kind.__name__.lower()}", step_aside)
             for kind, threads in _THREADS.items()
         }
 

@@ -13,9 +13,8 @@ from adex_kernels.gpu.launch import AttentionWords, attention_words
 from adex_kernels.layout import Module
 from adex_proto.adapter import AdapterKey
 from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.adapters.store import AdapterStore
 from adex_worker.model.weights import load_model
-from adex_worker.testing import tiny_model, write_random_adapter
+from adex_worker.testing import adapter_store, tiny_model, write_random_adapter
 
 TOKENS, PAGES = 16, 120
 STARTS, LENS = [0, 20, 21, 24], [20, 1, 40]
@@ -62,7 +61,7 @@ def test_a_step_of_mixed_adapters_equals_the_one_of_torch(
     spec = decoder.spec
     page_bytes = kv_page_bytes(TOKENS, spec.layers, spec.kv_heads, spec.head_dim, decoder.dtype)
     arena = Arena(pages=PAGES, page_bytes=page_bytes, dtype=decoder.dtype, device=device)
-    store = AdapterStore(
+    store = adapter_store(
         cache_dir=tmp_path / "cache",
         roots=[tmp_path],
         shape=spec.shape,

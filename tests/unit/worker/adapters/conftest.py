@@ -13,7 +13,7 @@ from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdexError
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.store import AdapterStore
-from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
+from adex_worker.testing import adapter_store, tiny_config, tiny_shape, write_random_adapter
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def make_world(tmp_path: Path) -> MakeWorld:
         root.mkdir(exist_ok=True)
         page_bytes = kv_page_bytes(16, shape.layers, 2, 16, dtype)
         arena = Arena(pages=pages, page_bytes=page_bytes, dtype=dtype, device="cpu")
-        store = AdapterStore(
+        store = adapter_store(
             cache_dir=cache_dir,
             roots=[root],
             shape=shape,

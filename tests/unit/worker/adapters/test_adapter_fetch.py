@@ -18,7 +18,7 @@ from adex_worker.adapters.bundle import pack
 from adex_worker.adapters.format import read_adapter
 from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
 
-STORE = "adex_worker.adapters.store"
+INTAKE = "adex_worker.adapters.intake"
 
 
 def write(folder: Path, seed: int = 0, rank: int = 8) -> Path:
@@ -43,7 +43,7 @@ def test_concurrent_fetches_of_one_key_read_it_once(
         time.sleep(0.02)
         return read_adapter(source, resolved, limits)
 
-    monkeypatch.setattr(f"{STORE}.read_adapter", counted)
+    monkeypatch.setattr(f"{INTAKE}.read_adapter", counted)
     with ThreadPoolExecutor(8) as pool:
         versions = list(pool.map(world.store.fetch, [world.key("a")] * 32))
     assert len(set(versions)) == 1
@@ -59,7 +59,7 @@ def test_keys_of_the_same_content_share_one_bundle(
         packed.append(adapter.version.digest)
         return pack(adapter, dtype)
 
-    monkeypatch.setattr(f"{STORE}.pack", counted)
+    monkeypatch.setattr(f"{INTAKE}.pack", counted)
     names = [f"a{n}" for n in range(6)]
     for name in names:
         write(world.root / name)
@@ -76,7 +76,7 @@ def test_an_unchanged_adapter_is_not_read_again_and_a_changed_one_is(
     world.write("a")
     first = world.store.fetch(world.key("a"))
     with monkeypatch.context() as patch:
-        patch.setattr(f"{STORE}.read_adapter", None)
+        patch.setattr(f"{INTAKE}.read_adapter", None)
         started = time.perf_counter()
         for _ in range(100):
             assert world.store.fetch(world.key("a")) == first
@@ -95,7 +95,7 @@ def test_a_refused_adapter_is_refused_again_unread_until_it_changes(
         with pytest.raises(AdapterUnsupported) as caught:
             world.store.fetch(world.key("a"))
         refusals.append(caught.value)
-        monkeypatch.setattr(f"{STORE}.read_adapter", None)
+        monkeypatch.setattr(f"{INTAKE}.read_adapter", None)
     assert len({(str(error), error.field, error.remedy) for error in refusals}) == 1
     assert len(set(map(id, refusals))) == 3
     monkeypatch.undo()
@@ -121,7 +121,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_believed(
     folder = world.write("a")
     weights = folder / "adapter_model.safetensors"
     other = world.write("b", seed=1) / "adapter_model.safetensors"
-    source = world.store._sources["local"]
+    source = world.store._bringer._sources["local"]
     real_open = source.open
 
     def open_then_rewrite(resolved: Any, name: str) -> Any:
@@ -141,7 +141,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_not_believed(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = world.write("a")
-    source = world.store._sources["local"]
+    source = world.store._bringer._sources["local"]
     real_open = source.open
 
     def open_then_cut(resolved: Any, name: str) -> Any:
@@ -157,10 +157,10 @@ def test_a_file_that_is_cut_while_it_is_read_is_not_believed(
 def test_keys_beyond_the_memory_are_read_again_and_nothing_else_changes(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(world.store._memory, "_keys_max", 2)
+    monkeypatch.setattr(world.store._bringer._memory, "_keys_max", 2)
     for seed, name in enumerate("abc"):
         write(world.root / name, seed=seed)
     first = [world.store.fetch(world.key(name)) for name in "abc"]
-    assert len(world.store._memory._known) == 2
-    assert len(world.store._memory._keys) == 2
+    assert len(world.store._bringer._memory._known) == 2
+    assert len(world.store._bringer._memory._keys) == 2
     assert [world.store.fetch(world.key(name)) for name in "abc"] == first

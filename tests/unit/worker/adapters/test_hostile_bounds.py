@@ -29,12 +29,11 @@ SCRIPT = textwrap.dedent(
     from adex_proto.adapter import AdapterKey
     from adex_proto.errors import AdexError, CallerError
     from adex_worker.adapters.arena import Arena
-    from adex_worker.adapters.store import AdapterStore
-    from adex_worker.testing import tiny_config, tiny_shape
+    from adex_worker.testing import adapter_store, tiny_config, tiny_shape
 
     root, cache = Path(sys.argv[1]), Path(sys.argv[2])
     arena = Arena(pages=1 << 13, page_bytes=1 << 14, dtype=torch.float32, device="cpu")
-    store = AdapterStore(
+    store = adapter_store(
         cache_dir=cache, roots=[root], shape=tiny_shape(tiny_config()), dtype=torch.float32,
         arena=arena, host_bytes=1 << 27, disk_bytes=1 << 27, rank_max=64,
     )

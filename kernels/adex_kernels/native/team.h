@@ -1,0 +1,62 @@
+/* How the threads of a team wait for each other. */
+#ifndef ADEX_TEAM_H
+#define ADEX_TEAM_H
+#include <limits.h>
+#include <sched.h>
+#include <stdint.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#include "vectors.h"
+
+/* Some microseconds: what others' last piece takes, unless their thread has lost its core. */
+enum { SPINS_MAX = 20000 };
+
+#define TAKE(counter) __atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
+
+typedef struct { int64_t count, asleep; } Gate;
+
+#if defined(__linux__)
+INLINE uint32_t *low_half(int64_t *value) {
+    return (uint32_t *)value + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__);
+}
+
+/* Whoever yields its core instead hands it to the least of others for as long as those please;
+ * whoever sleeps has it back when it is woken. */
+static void sleep_at(Gate *gate, int64_t wanted) {
+    __atomic_fetch_add(&gate->asleep, 1, __ATOMIC_SEQ_CST);
+    for (int64_t seen; (seen = __atomic_load_n(&gate->count, __ATOMIC_SEQ_CST)) < wanted;)
+        syscall(SYS_futex, low_half(&gate->count), FUTEX_WAIT_PRIVATE, (uint32_t)seen, NULL);
+    __atomic_fetch_sub(&gate->asleep, 1, __ATOMIC_RELAXED);
+}
+
+static void wake_at(Gate *gate) {
+    syscall(SYS_futex, low_half(&gate->count), FUTEX_WAKE_PRIVATE, INT_MAX);
+}
+#else
+static void sleep_at(Gate *gate, int64_t wanted) {
+    while (__atomic_load_n(&gate->count, __ATOMIC_ACQUIRE) < wanted)
+        sched_yield();
+}
+
+static void wake_at(Gate *gate) {
+    (void)gate;
+}
+#endif
+
+/* One more has come to the gate. */
+static inline void arrive(Gate *gate) {
+    __atomic_fetch_add(&gate->count, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&gate->asleep, __ATOMIC_SEQ_CST))
+        wake_at(gate);
+}
+
+/* Waits until `wanted` have come. */
+static inline void await(Gate *gate, int64_t wanted) {
+    for (int spins = 0; __atomic_load_n(&gate->count, __ATOMIC_ACQUIRE) < wanted;)
+        if (spins++ == SPINS_MAX)
+            sleep_at(gate, wanted);
+}
+#endif
