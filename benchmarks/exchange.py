@@ -41,7 +41,7 @@ from exchange_report import (
     start_table,
     throughput_table,
 )
-from exchange_streams import COLD, Disturbance, disturb, publish
+from exchange_streams import COLD, HOLD, RESIDENT, Disturbance, disturb, publish
 from fixture import adapter_name
 from many_adapters import prepare_many
 from serve import add_server_flags, result_path, serving, where_and_when
@@ -184,7 +184,7 @@ def _remote_parts(
     names = [adapter_name(index) for index in range(max(options.adapters))]
     runs: list[Run] = []
     disturbance = None
-    with slow_s3(LATENCY_S, options.work) as store:
+    with slow_s3(LATENCY_S, options.work, HOLD) as store:
         flags = (*CROWDED, *SMALL_DISK, "--s3-adapter-root", f"s3://{BUCKET}")
         if "s3" in options.parts:
             for name in track(names, "uploading"):
@@ -194,7 +194,7 @@ def _remote_parts(
         if "streams" in options.parts:
             publish(store, root)
             with serving(model, root, options, *flags, environment=store.environment()) as url:
-                disturbance = asyncio.run(disturb(url, store, options.seconds))
+                disturbance = asyncio.run(disturb(url, options.seconds))
     return runs, disturbance
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     """Prepare, measure, print, write."""
     options = _options()
     options.work.mkdir(parents=True, exist_ok=True)
-    count = max(*options.adapters, COLD + 1)
+    count = max(*options.adapters, COLD + RESIDENT + 1)
     model, root = prepare_many(options.work, count, options.dtype)
     text, path = _heading(options), result_path("exchange", options.dtype)
     if "local" in options.parts:

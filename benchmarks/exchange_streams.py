@@ -1,4 +1,8 @@
-"""Streams that run on while cold, corrupt and hanging adapters are asked for beside them."""
+"""Streams that run on while cold, corrupt and hanging adapters are asked for beside them.
+
+Requests for cold adapters are also requests: each has a prompt, and a place in some step. So as
+many are sent for adapters that are on the device already; what loads cost is the difference.
+"""
 
 import asyncio
 import shutil
@@ -22,7 +26,9 @@ STREAMS = 8
 STREAM_TOKENS = 256
 COLD, CORRUPT = 100, 10
 COLD_PER_S = 5.0
+RESIDENT = 8
 HANG_S = 30.0
+HOLD = {"/hang/": HANG_S}
 
 Mark = tuple[float, float, str]
 
@@ -76,10 +82,13 @@ def publish(store: Store, adapters: Path) -> None:
             store.upload(f"corrupt-{index}", copy)
 
 
-async def disturb(url: str, store: Store, alone_s: float) -> Disturbance:
-    """Streams of the base model throughout; the others come one kind after the other."""
+async def disturb(url: str, alone_s: float) -> Disturbance:
+    """Streams of the base model throughout; the others come one kind after the other.
+
+    The S3 server must hold back what HOLD says.
+    """
     seen = Disturbance()
-    store.hold["/hang/"] = HANG_S
+    warm = [adapter_name(COLD + 1 + index) for index in range(RESIDENT)]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
 
         async def stream() -> None:
@@ -89,20 +98,23 @@ async def disturb(url: str, store: Store, alone_s: float) -> Disturbance:
         async def others(names: list[str]) -> None:
             async with asyncio.TaskGroup() as tasks:
                 for name in names:
-                    tasks.create_task(ask(session, url, f"s3://{BUCKET}/{name}", seen.others, 1))
+                    tasks.create_task(ask(session, url, name, seen.others, 1))
                     await asyncio.sleep(1 / COLD_PER_S)
 
         running = [asyncio.create_task(stream()) for _ in range(STREAMS)]
+        await others(warm)
         await asyncio.sleep(alone_s)
         with seen.marked("nothing"):
             await asyncio.sleep(alone_s)
-        hanging = asyncio.create_task(others(["hang"]))
+        with seen.marked(f"{COLD} requests for adapters that are there"):
+            await others([warm[index % RESIDENT] for index in range(COLD)])
+        hanging = asyncio.create_task(others([_remote("hang")]))
         with seen.marked(f"one adapter that hangs for {HANG_S:.0f} s, alone"):
             await asyncio.sleep(alone_s)
         with seen.marked(f"{COLD} cold adapters, and the one that hangs"):
-            await others([f"cold-{index}" for index in range(COLD)])
+            await others([_remote(f"cold-{index}") for index in range(COLD)])
         with seen.marked(f"{CORRUPT} corrupt adapters"):
-            await others([f"corrupt-{index}" for index in range(CORRUPT)])
+            await others([_remote(f"corrupt-{index}") for index in range(CORRUPT)])
         await hanging
         with seen.marked("nothing again"):
             await asyncio.sleep(alone_s)
@@ -110,6 +122,10 @@ async def disturb(url: str, store: Store, alone_s: float) -> Disturbance:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     return seen
+
+
+def _remote(name: str) -> str:
+    return f"s3://{BUCKET}/{name}"
 
 
 def _outcome(request: Request) -> str:
