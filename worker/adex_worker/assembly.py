@@ -85,6 +85,8 @@ def assemble(options: WorkerOptions) -> Worker:
         ) from error
     info = _info(options, decoder, budget)
     kv = _kv(arena, decoder)
+    if (cores := _own_cores(threads)) is not None:
+        decoder.stay_on(cores)
     grammars = _grammars(options, info)
     constraints = None if grammars is None else ConstraintTable(grammars)
     graphs = None
@@ -238,6 +240,17 @@ def _set_threads(wanted: int | None) -> int:
         # torch counts the machine's cores; a container may be allowed fewer.
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
     return torch.get_num_threads()
+
+
+def _own_cores(threads: int) -> list[int] | None:
+    """A core for each thread of a step, where the steps have all that this process may use.
+
+    With cores to spare, the threads are better off where Linux sends them.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return cores if 1 < threads == len(cores) else None
 
 
 def _device(name: str) -> torch.device:

@@ -24,7 +24,15 @@ _LOG = logging.getLogger(__name__)
 
 COMPILERS = ("cc", "gcc", "clang")
 # None of these may let the compiler reorder sums: a row's bits must not depend on its batch.
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fopenmp")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=gnu11",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-D_GNU_SOURCE",
+)
 _COMPILE_S_MAX = 300.0
 # Libraries in one folder; another comes with each change of compiler, processor or source.
 _KEPT_MAX = 16

@@ -58,6 +58,7 @@ typedef struct {
     Stage *stages;                                     /* zeroed; for each layer, and one layer more */
     int64_t threads;
     int64_t *spent;                                    /* [threads, PARTS] ns, added to; or none */
+    const int32_t *cores;                              /* [threads], each thread's own; or none */
 } Step;
 
 typedef struct {
@@ -278,6 +279,8 @@ static void layer_stages(Team *team, int64_t index, const float *norm_after) {
 static void take_part(const Model *m, const Step *s) {
     Team team = {m, s, s->stages, omp_get_thread_num(), omp_get_num_threads(),
                  s->spent ? own_time() : 0};
+    if (s->cores)
+        stay_on(s->cores[team.thread]);
     IN_ROWS(&team, m->hidden, s->rows, row,
             norm(at(s->normed, row * m->hidden), at(s->hidden, row * m->hidden),
                  m->layers->attention_norm, m->hidden, m->eps))

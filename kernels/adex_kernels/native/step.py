@@ -133,7 +133,7 @@ class _Step(ctypes.Structure):
         *_fields("write_pages:p", "write_offsets:p"),
         ("attention", _Attention),
         *_fields("segments:p", "segment_count", "shrunk:p", "logit_rows:p", "chosen:p"),
-        *_fields("logits:p", "stages:p", "threads", "spent:p"),
+        *_fields("logits:p", "stages:p", "threads", "spent:p", "cores:p"),
     )
 
 
@@ -141,7 +141,8 @@ class NativeModel:
     """A model as step.c reads it. Not thread-safe: a step uses its buffers.
 
     To learn where a step's time goes, set `spent` to [threads, PARTS] int64 zeros; steps add to it
-    what each thread had of its processor for each part, in nanoseconds.
+    what each thread had of its processor for each part, in nanoseconds. With `cores` set, [threads]
+    int32, each thread of a step stays on its own from then on, the caller's among them.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class NativeModel:
     ) -> None:
         """`head` None leaves the logits to the caller. Weights of the layers must be packed."""
         self.spent: Tensor | None = None
+        self.cores: Tensor | None = None
         self._kept: list[Tensor] = []
         self._shape, self._dtype = shape, dtype
         self._layers = (_Layer * len(layers))(
@@ -205,6 +207,7 @@ class NativeModel:
                 return None
         rows, threads, shape = hidden.shape[0], torch.get_num_threads(), self._shape
         wanted = rows if logit_rows is None else len(logit_rows)
+        assert self.cores is None or len(self.cores) == threads, "a core for each thread"
         if logit_rows is None:
             logit_rows = torch.arange(rows)
         described, kept = self._attention(kv, attention)
@@ -234,6 +237,7 @@ class NativeModel:
             stages=stages.data_ptr(),
             threads=threads,
             spent=0 if self.spent is None else self.spent.data_ptr(),
+            cores=0 if self.cores is None else self.cores.data_ptr(),
         )
         if native.step(ctypes.byref(self._model), ctypes.byref(step)) == UNFIT:
             raise ValueError("an adapter's matrices or rows do not fit the model")

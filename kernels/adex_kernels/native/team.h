@@ -1,4 +1,4 @@
-/* How the threads of a team wait for each other. */
+/* How the threads of a team wait for each other, and where they run. */
 #ifndef ADEX_TEAM_H
 #define ADEX_TEAM_H
 #include <limits.h>
@@ -35,6 +35,19 @@ static void sleep_at(Gate *gate, int64_t wanted) {
 static void wake_at(Gate *gate) {
     syscall(SYS_futex, low_half(&gate->count), FUTEX_WAKE_PRIVATE, INT_MAX);
 }
+
+/* Two of a team on one core would hand it to each other at every stage, while work that stands
+ * behind theirs has another. */
+static void stay_on(int core) {
+    static __thread int staying = -1;
+    if (staying == core)
+        return;
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(core, &only);
+    sched_setaffinity(0, sizeof only, &only);
+    staying = core;
+}
 #else
 static void sleep_at(Gate *gate, int64_t wanted) {
     while (__atomic_load_n(&gate->count, __ATOMIC_ACQUIRE) < wanted)
@@ -43,6 +56,10 @@ static void sleep_at(Gate *gate, int64_t wanted) {
 
 static void wake_at(Gate *gate) {
     (void)gate;
+}
+
+static void stay_on(int core) {
+    (void)core;
 }
 #endif
 

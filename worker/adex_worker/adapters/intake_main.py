@@ -38,7 +38,7 @@ from adex_worker.adapters.intake_wire import (
     read_frame,
     write_frame,
 )
-from adex_worker.adapters.priority import step_aside
+from adex_worker.adapters.priority import stand_behind
 from adex_worker.adapters.sources.served import quieten, served_sources
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _THREADS = 16
 
 def main() -> None:
     """Serve until the input ends."""
-    step_aside()
+    stand_behind()
     # What is typed at a terminal is for the worker, which then ends this input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

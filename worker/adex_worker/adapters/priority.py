@@ -17,3 +17,13 @@ def step_aside() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def stand_behind() -> None:
+    """Let this process, which has one thread yet, have what no step wants of the processor.
+
+    It shares no lock with the steps that they could wait for; whoever does must not stand here.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -4,6 +4,7 @@ Plain tensors in slotted objects and no module tree: on small steps the host's w
 what costs, and a tree of modules costs two to three times this loop.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,12 @@ class Decoder:
         return (pages, spec.layers, 2, block_tokens, spec.kv_heads, spec.head_dim)
 
     @torch.inference_mode()
+    def stay_on(self, cores: Sequence[int]) -> None:
+        """Have each thread of a compiled step keep a core of its own: that of whoever calls
+        `forward`, and the others of its team. Nothing changes where torch computes."""
+        if self._native is not None:
+            self._native.cores = torch.tensor(cores, dtype=torch.int32)
+
     def forward(
         self,
         token_ids: Tensor,

@@ -7,7 +7,7 @@ forward pass runs. The step takes the mask where it samples.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -57,9 +57,10 @@ class ConstraintTable:
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
         self._threads = min(_THREADS_MAX, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="adex-masks")
+        anywhere = _anywhere()
+        self._pool = ThreadPoolExecutor(self._threads, "adex-masks", anywhere)
         # A grammar that is no longer kept is compiled again, which must delay no other's masks.
-        self._beginnings = ThreadPoolExecutor(1, thread_name_prefix="adex-grammars")
+        self._beginnings = ThreadPoolExecutor(1, "adex-grammars", anywhere)
         self._rows: dict[int, _Constraint] = {}
 
     def clear(self) -> None:
@@ -136,3 +137,11 @@ def _move(moves: Sequence[tuple[_Constraint, int]]) -> None:
 def _failure(error: BaseException) -> AdexError:
     reason = str(error) if isinstance(error, GrammarError) else type(error).__name__
     return StepFailed(f"the grammar could not be followed: {reason}")
+
+
+def _anywhere() -> Callable[[], None]:
+    """Has a thread run on any core this one may use, whoever starts it: steps keep to their own."""
+    if not hasattr(os, "sched_getaffinity"):
+        return lambda: None
+    cores = os.sched_getaffinity(0)
+    return lambda: os.sched_setaffinity(0, cores)
