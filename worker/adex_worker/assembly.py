@@ -74,7 +74,6 @@ def assemble(options: WorkerOptions) -> Worker:
     machine = _machine(options.cache_dir, device)
     budget = budget_of(_wishes(options), machine, page_bytes, row_bytes)
     arena = _arena(budget, decoder)
-    spec = decoder.spec
     try:
         store = _store(options, decoder, budget, arena)
     except OSError as error:
