@@ -19,8 +19,8 @@ from adex_kernels.layout import Module, bundle_layout
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.views import ResidentSlots, group_views
 from adex_worker.model.decoder import Decoder
+from adex_worker.model.parameters import random_model
 from adex_worker.model.spec import model_spec
-from adex_worker.model.weights import random_model
 from adex_worker.recording import recorded
 from adex_worker.run.inputs import StepInputs
 from adex_worker.testing import tiny_config
