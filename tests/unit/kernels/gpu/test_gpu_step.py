@@ -1,20 +1,24 @@
-"""A whole step through Triton's kernels, from the store to the logits, beside plain torch."""
+"""A whole step through Triton's kernels, from host memory to the logits, beside plain torch."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from adex_kernels import dispatch
+from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.gpu import check
 from adex_kernels.gpu.launch import AttentionWords, attention_words
-from adex_kernels.layout import Module
-from adex_proto.adapter import AdapterKey
+from adex_kernels.layout import Module, bundle_layout
+from adex_proto.adapter import AdapterVersion
 from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.model.weights import load_model
-from adex_worker.testing import adapter_store, tiny_model, write_random_adapter
+from adex_worker.adapters.core.bundle_header import BundleHeader
+from adex_worker.adapters.device_tier import DeviceTier
+from adex_worker.adapters.host_tier import HostCopy
+from adex_worker.model.parameters import random_model
+from adex_worker.model.spec import model_spec
+from adex_worker.testing import tiny_config
 
 TOKENS, PAGES = 16, 120
 STARTS, LENS = [0, 20, 21, 24], [20, 1, 40]
@@ -54,31 +58,24 @@ def test_kernels_that_are_wrong_are_not_used_and_the_reason_is_told(
 
 
 def test_a_step_of_mixed_adapters_equals_the_one_of_torch(
-    tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "_KERNELS", {device.type: check.TritonKernels()})
-    decoder = load_model(tiny_model(tmp_path / "model"), dtype="float32", device=str(device))
-    spec = decoder.spec
+    spec = model_spec(tiny_config())
+    decoder = random_model(spec, device=device, spread=0.2)
     page_bytes = kv_page_bytes(TOKENS, spec.layers, spec.kv_heads, spec.head_dim, decoder.dtype)
     arena = Arena(pages=PAGES, page_bytes=page_bytes, dtype=decoder.dtype, device=device)
-    store = adapter_store(
-        cache_dir=tmp_path / "cache",
-        roots=[tmp_path],
-        shape=spec.shape,
-        dtype=decoder.dtype,
-        arena=arena,
-        host_bytes=1 << 26,
-        disk_bytes=1 << 26,
-        rank_max=64,
-    )
+    tier = DeviceTier(arena, AdapterTable(spec.shape, 3, arena.elements))
     page = 0
     for slot, (rank, modules) in enumerate([(8, list(Module)), (3, [Module.V, Module.DOWN])], 1):
-        name = f"adapter-{slot}"
-        write_random_adapter(tmp_path / name, spec.shape, rank=rank, modules=modules, seed=slot)
-        version = store.fetch(AdapterKey("", "local", name))
-        store.stage(version.digest)
-        pages = arena.pages_for(version.bundle_bytes)
-        store.page_in(version.digest, slot, page, pages)
+        ranks = {(layer, m): rank for layer in range(spec.layers) for m in modules}
+        layout = bundle_layout(spec.shape, ranks)
+        noise = torch.randn(layout.elements, generator=torch.Generator().manual_seed(slot))
+        bundle = (0.2 * noise).view(torch.uint8)
+        version = AdapterVersion(str(slot), bundle.numel(), rank, len(ranks))
+        copy = HostCopy(BundleHeader(version, "", "", ranks, ""), layout, bundle)
+        pages = arena.pages_for(bundle.numel())
+        tier.page_in(copy, slot, page, pages)
         page += pages
     kv = arena.kv(
         layers=spec.layers,
@@ -93,10 +90,10 @@ def test_a_step_of_mixed_adapters_equals_the_one_of_torch(
 
     def logits() -> torch.Tensor:
         batch = AttentionBatch.build(STARTS, LENS, tables, TOKENS, device=device)
-        lora = LoraBatch(segments, store.slots, table=store.slots.table)
+        lora = LoraBatch(segments, tier.slots, table=tier.slots.table)
         return decoder.forward(tokens.to(device), positions.to(device), kv, batch, lora).cpu()
 
-    assert store.slots.table is not None
+    assert tier.slots.table is not None
     by_triton = logits()
     monkeypatch.setattr(dispatch, "_KERNELS", {})
     torch.testing.assert_close(by_triton, logits(), rtol=1e-4, atol=1e-4)
