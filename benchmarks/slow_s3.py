@@ -79,15 +79,10 @@ def slow_s3(
     environment = os.environ | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "65536", "TMPDIR": str(work)}
     program = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     with (work / "s3.log").open("wb") as output:
-        server = subprocess.Popen(
-            ["nice", "-n", "15", sys.executable, "-c", program],
-            stdout=output,
-            stderr=output,
-            env=environment,
-        )
+        server = _elsewhere("-c", program, stdout=output, stderr=output, env=environment)
     near = free_port()
     told = json.dumps([near, port, latency_s / 2, dict(hold or {})])
-    relay = subprocess.Popen(["nice", "-n", "15", sys.executable, __file__, told])
+    relay = _elsewhere(__file__, told)
     store = Store(f"http://127.0.0.1:{near}", f"http://127.0.0.1:{port}")
     try:
         _wait_listening(port, server)
@@ -98,6 +93,18 @@ def slow_s3(
         for process in (relay, server):
             process.terminate()
             process.wait(timeout=30)
+
+
+def _elsewhere(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Python, behind what is measured, but not so far that nothing would come from it.
+
+    Where Linux groups processes by session, the place of the session counts.
+    """
+    command = ["nice", "-n", "10", sys.executable, *arguments]
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    with suppress(OSError):
+        Path(f"/proc/{process.pid}/autogroup").write_text("10")
+    return process
 
 
 def free_port() -> int:
