@@ -226,11 +226,13 @@ def _fit(
         (stops <= room, "goes beyond its blocks"),
         (~columns.decodes | (stops > room - limits.block_tokens), "has blocks to come already"),
         (~columns.samples | (stops == known), "samples before its last token"),
-        (~np.isin(slots, absent), "has no resident adapter in its slot"),
     )
     good = ~bad
     for passes, complaint in checks:
         _keep(good, passes, complaint, columns, failures)
+    if absent:
+        resident = ~np.isin(slots, absent)
+        _keep(good, resident, "has no resident adapter in its slot", columns, failures)
     unshared = _writes_alone(columns, table, limits, good)
     _keep(good, unshared, "writes a block that another span writes", columns, failures)
     return good
@@ -244,6 +246,8 @@ def _keep(
     failures: list[SequenceFailure],
 ) -> None:
     """Take those that do not pass out of `good`, each with a failure."""
+    if passes.all():
+        return
     for index in np.flatnonzero(good & ~passes).tolist():
         start, count = int(columns.starts[index]), int(columns.counts[index])
         text = f"span [{start}, {start + count}) {complaint}"
