@@ -244,7 +244,7 @@ def profiled(world: World, report: Report, progress: Progress) -> None:
         if world.on_cuda:
             torch.cuda.synchronize()
     averages: Any = found.key_averages()
-    order = "self_cuda_time_total" if world.on_cuda else "self_cpu_time_total"
+    order = "self_device_time_total" if world.on_cuda else "self_cpu_time_total"
     table = averages.table(sort_by=order, row_limit=25, max_name_column_width=60)
     report.lines += [
         f"### Profile of one step, {world.name}, {rows} / {distinct}",

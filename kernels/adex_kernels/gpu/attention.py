@@ -217,7 +217,7 @@ def _launch(
 # What differs between layers and steps is not compiled for.
 @triton.jit(
     do_not_specialize=["layer", "table_stride", "part_rows", "window"],
-    do_not_specialize_on_alignment=["counts_ptr"],
+    do_not_specialize_on_alignment=["items_ptr", "counts_ptr", "tables_ptr"],
 )
 def _attend(
     q_ptr,
@@ -343,7 +343,7 @@ def _scores(
     return tl.where(seen, scores, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["part_rows"])
+@triton.jit(do_not_specialize=["part_rows"], do_not_specialize_on_alignment=["tiles_ptr"])
 def _merge(
     out_ptr,
     parts_ptr,

@@ -145,7 +145,9 @@ def _add_norm(
     tl.store(place, (normed * weight).to(dtype), mask=inside)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(
+    do_not_specialize=["layer"], do_not_specialize_on_alignment=["pages_ptr", "offsets_ptr"]
+)
 def _rotate_write(
     heads_ptr,
     cos_ptr,

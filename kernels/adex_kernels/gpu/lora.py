@@ -168,7 +168,9 @@ def _launch_expand(y: Tensor, work: LoraWork, line: int, modules: list[LinearSha
 
 # What differs between layers and steps is not compiled for: offsets in the table are told to be
 # whole tiles of 16 elements (`layout.ALIGN_ELEMENTS`), which is what wide loads need.
-@triton.jit(do_not_specialize=["line", "split_stride"])
+@triton.jit(
+    do_not_specialize=["line", "split_stride"], do_not_specialize_on_alignment=["entries_ptr"]
+)
 def _shrink(
     x_ptr,
     elements_ptr,
@@ -223,7 +225,10 @@ def _shrink(
         tl.store(out_rows + rank[None, :], total, mask=has_row[:, None] & has_rank[None, :])
 
 
-@triton.jit(do_not_specialize=["line", "split_stride", "tiles_0", "tiles_1"])
+@triton.jit(
+    do_not_specialize=["line", "split_stride", "tiles_0", "tiles_1"],
+    do_not_specialize_on_alignment=["entries_ptr"],
+)
 def _expand(
     y_ptr,
     elements_ptr,
