@@ -1,5 +1,7 @@
 """The compiled step: bits that neither company nor threads change, and weights of eight bits."""
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -185,3 +187,29 @@ def test_weights_of_eight_bits_need_the_compiled_kernels(tmp_path: Path) -> None
 def test_a_weight_of_an_odd_number_of_columns_stays_with_torch() -> None:
     weight = torch.randn(8, 5)
     assert packed(weight) is weight
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be kept to cores")
+def test_each_thread_of_a_team_that_has_all_cores_keeps_to_one(tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        pytest.skip("one core is no choice")
+    decoder = model(tmp_path, torch.float32)
+    decoder.stay_on(cores)
+    found: list[set[frozenset[int]]] = []
+
+    def step() -> None:
+        # Away from the tests' own thread, which other tests and processes come from.
+        torch.set_num_threads(2)
+        before = set(os.listdir("/proc/self/task"))
+        texts = Sequences(decoder, ResidentSlots(), [(0, 4, 0)])
+        texts.step([(0, 0, 4, 0)], texts.kv)
+        own = threading.get_native_id()
+        new = set(os.listdir("/proc/self/task")) - before
+        kept = {frozenset(os.sched_getaffinity(int(each))) for each in new | {str(own)}}
+        found.append(kept)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    thread.join()
+    assert {frozenset({core}) for core in cores} <= found[0]
