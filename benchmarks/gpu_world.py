@@ -166,7 +166,8 @@ class World:
             heads_per_kv=self.spec.heads // self.spec.kv_heads,
         )
         slots = self.tier.slots
-        self.graphs = DecodeGraphs(self.decoder, self.kv, slots, limits, self._recorder)
+        last = torch.zeros(self.sizes.rows_max, dtype=torch.int64, device=self.device)
+        self.graphs = DecodeGraphs(self.decoder, self.kv, slots, last, limits, self._recorder)
         self.graphs.record(progress)
 
     def page_in(self, slot: int) -> None:

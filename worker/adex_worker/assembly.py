@@ -36,7 +36,7 @@ from adex_worker.model.decoder import Decoder, ModelWeights
 from adex_worker.model.source import ModelSource
 from adex_worker.model.weights import load_model
 from adex_worker.run.constraints import ConstraintTable
-from adex_worker.run.runner import Runner
+from adex_worker.run.runner import Runner, last_tokens
 from adex_worker.run.steps import StepThread
 from adex_worker.service.commands import CommandPools
 from adex_worker.service.server import WorkerParts
@@ -88,11 +88,12 @@ def assemble(options: WorkerOptions) -> Worker:
         decoder.stay_on(cores)
     grammars = _grammars(options, info)
     constraints = None if grammars is None else ConstraintTable(grammars)
+    last = last_tokens(info, device) if device.type == "cuda" else None
     graphs = None
-    if records:
-        graphs, told = recording.recorded(decoder, kv, store.slots, info)
+    if records and last is not None:
+        graphs, told = recording.recorded(decoder, kv, store.slots, last, info)
         kernels_path += f"; CUDA graphs: {told}"
-    runner = Runner(decoder, kv, arena, store.slots, info, constraints, graphs)
+    runner = Runner(decoder, kv, arena, store.slots, info, constraints, graphs, last)
     steps = StepThread(runner)
     steps.start()
     # The model is here to stay: collecting garbage need not look at it again.

@@ -35,10 +35,13 @@ def recorded(
     decoder: Decoder,
     kv: Tensor,
     slots: ResidentViews,
+    last: Tensor,
     info: WorkerInfo,
     recorder: Callable[[Any], Any] | None = None,
 ) -> tuple[RecordedDecodes | None, str]:
-    """The recorded steps, to be called before any page is in use; `recorder` None is CUDA's.
+    """The recorded steps, to be called before any page is in use.
+
+    `last` is the runner's; `recorder` None is CUDA's.
 
     Returns: None where they cannot be had, and in words how it went.
     """
@@ -55,7 +58,7 @@ def recorded(
     )
     try:
         recorder = recorder or graphs.CudaRecorder(decoder.device)
-        found = graphs.DecodeGraphs(decoder, kv, slots, limits, recorder)
+        found = graphs.DecodeGraphs(decoder, kv, slots, last, limits, recorder)
         found.record(_progress())
         fault: str | None = found.fault()
     except Exception as error:

@@ -24,12 +24,12 @@ from adex_kernels.gpu.attention import AttentionWork, fill_static, static_words
 from adex_kernels.gpu.launch import ENTRY_WORDS, ITEM_WORDS, TILE_WORDS, Words, entries_of
 from adex_kernels.gpu.lora import LoraWork
 from adex_worker.run.arrays import upload
-from adex_worker.run.inputs import StepInputs
+from adex_worker.run.inputs import UNREAD, StepInputs
 
 # Sections of the words begin on 16 bytes, so that wide loads stay possible.
 _ALIGN_WORDS = 4
-# Columns of a step's rows, in order: token, position, length of the sequence, page, offset there.
-_COLUMNS = 5
+# Columns of a step's rows: token, position, length of the sequence, page, offset there, table row.
+_COLUMNS = 6
 _LENS, _PAGES = 2, 3
 _MODULES_PER_GROUP_MAX = 3
 _TOLERANCE = 0.05
@@ -114,12 +114,21 @@ class DecodeGraphs:
     """Recorded steps of decodes. Not thread-safe: the step thread calls it."""
 
     def __init__(
-        self, model: Model, kv: Tensor, slots: Slots, limits: GraphLimits, recorder: Recorder
+        self,
+        model: Model,
+        kv: Tensor,
+        slots: Slots,
+        last: Tensor,
+        limits: GraphLimits,
+        recorder: Recorder,
     ) -> None:
-        """`kv` and the table of `slots` are where they are for good; nothing is recorded yet."""
+        """`kv`, `last` (as the runner's) and the table of `slots` are where they are for good.
+
+        Nothing is recorded yet.
+        """
         assert slots.table is not None, "the kernels that are recorded find adapters by the table"
         self._model, self._kv, self._slots, self._limits = model, kv, slots, limits
-        self._recorder = recorder
+        self._recorder, self._last = recorder, last
         self._sizes = padded_sizes(limits.rows_max)
         device = kv.device
         words = _Layout.of(limits.rows_max).tables + limits.rows_max * limits.blocks_max
@@ -197,7 +206,7 @@ class DecodeGraphs:
         here, once."""
         at, words, table = _Layout.of(rows), self._words, self._slots.table
         columns = words[: at.entries].view(_COLUMNS, at.stride)[:, :rows]
-        ids, positions, lens, pages, offsets = columns
+        ids, positions, lens, pages, offsets, owners = columns
         work = AttentionWork.static(
             words[at.attention :][: static_words(rows)],
             # An item names where its sequence's pages begin: a line of one word.
@@ -221,16 +230,18 @@ class DecodeGraphs:
             entries = words[at.entries :][: rows * ENTRY_WORDS].view(-1, ENTRY_WORDS)
             lora = LoraBatch([(0, rows, 0)], self._slots, table=table)
             lora.work = LoraWork(entries, table, self._shrunk[:, :rows])
-        return partial(self._compute, ids, positions, attention, lora, self._logits[:rows])
+        return partial(self._compute, ids, owners, positions, attention, lora, self._logits[:rows])
 
     def _compute(
         self,
         ids: Tensor,
+        owners: Tensor,
         positions: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
         into: Tensor,
     ) -> None:
+        ids = torch.where(ids == UNREAD, self._last.index_select(0, owners), ids)
         self._model.forward(ids, positions, self._kv, attention, lora, None, into)
 
     def _fill(self, words: Tensor) -> None:
@@ -270,6 +281,7 @@ class DecodeGraphs:
             np.maximum(inputs.known, inputs.stops),
             tables[np.arange(count), nth],
             offsets,
+            inputs.table_rows,
         )
         entries = entries_of(inputs.segments)
         array[at.entries :][: entries.size] = entries.ravel()
@@ -287,13 +299,13 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         cuda: Any = torch.cuda
-        self._stream = cuda.Stream(device)
+        self._device, self._stream = device, cuda.Stream(device)
         self._pool = cuda.graph_pool_handle()
 
     def __call__(self, launch: Launch) -> Launch:
         cuda: Any = torch.cuda
         # Once without recording: kernels are compiled and libraries take their workspace.
-        self._stream.wait_stream(cuda.current_stream())
+        self._stream.wait_stream(cuda.current_stream(self._device))
         with cuda.stream(self._stream):
             launch()
         self._stream.synchronize()

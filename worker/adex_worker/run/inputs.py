@@ -20,6 +20,9 @@ from adex_proto.plan import Decodes, Span
 from adex_worker.run.arrays import BoolArray, IntArray
 from adex_worker.run.sequences import SequenceTable
 
+# Stands for a token that is on the device only.
+UNREAD = -1
+
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
@@ -37,6 +40,7 @@ class PoolLimits:
 class StepInputs:
     """One step on the host, [rows] where rows are positions of all spans.
 
+    A token that was sampled by a step under way is UNREAD in `token_ids`.
     `segments` are (row_start, row_stop, slot) of the adapters. `logit_rows` [sampled] are the rows
     whose logits are wanted, `sampled` [sampled] the table rows of their sequences, in that order.
     `table_rows` [sequences], `starts` and `stops` [sequences] say which positions are computed, and
@@ -302,7 +306,9 @@ def _laid_out(columns: _Columns, table: SequenceTable, limits: PoolLimits) -> St
 def _token_ids(columns: _Columns, table: SequenceTable, query_starts: IntArray) -> IntArray:
     token_ids = np.empty(query_starts[-1], np.int64)
     sampled_here = columns.starts >= table.given[columns.rows]
-    token_ids[query_starts[:-1][sampled_here]] = table.last_token[columns.rows[sampled_here]]
+    rows = columns.rows[sampled_here]
+    lasts = np.where(table.unread[rows] > 0, UNREAD, table.last_token[rows])
+    token_ids[query_starts[:-1][sampled_here]] = lasts
     for index in np.flatnonzero(~sampled_here):
         start, count = columns.starts[index], columns.counts[index]
         into = query_starts[index]

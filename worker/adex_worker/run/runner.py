@@ -18,27 +18,27 @@ from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
 from adex_proto.errors import AdexError, ProtocolViolation, StepFailed
 from adex_proto.grammar import Grammar
 from adex_proto.outcome import (
-    PromptScores,
     SampledTokens,
     SequenceFailure,
     StepOutcome,
-    TokenScore,
     WorkerInfo,
 )
 from adex_proto.plan import StepPlan
-from adex_worker.run.arrays import BoolArray, IntArray, upload
+from adex_worker.run.arrays import Download, IntArray, upload
 from adex_worker.run.constraints import ConstraintTable, Masks
-from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
+from adex_worker.run.inputs import UNREAD, PoolLimits, StepInputs, step_inputs
+from adex_worker.run.launched import Launched, token_scores
 from adex_worker.run.sample import Sampled, sample
 from adex_worker.run.sampling_table import Needs, SamplingTable
 from adex_worker.run.scores import ScoredRows, prompt_scores, scored_rows, with_scored
-from adex_worker.run.sequences import SequenceTable
+from adex_worker.run.sequences import SequenceTable, rows_max
 
 _LOG = logging.getLogger(__name__)
 
 # Sequences may wait on the worker between steps; this many times a step's worth is a leak.
 _SEQUENCES_PER_STEP_SEQUENCE = 16
 _NOT_FINITE = StepFailed("the model's logits are not finite")
+_SPOILED = StepFailed("the step before it failed")
 
 
 class Forward(Protocol):
@@ -94,8 +94,17 @@ class RunnerStatistics:
     seconds: float
 
 
+def last_tokens(info: WorkerInfo, device: torch.device) -> Tensor:
+    """Room for the token that each table row has sampled last, int64."""
+    return torch.zeros(rows_max(_sequences_max(info)), dtype=torch.int64, device=device)
+
+
+def _sequences_max(info: WorkerInfo) -> int:
+    return _SEQUENCES_PER_STEP_SEQUENCE * info.step_sequences_max
+
+
 class Runner:
-    """The step side of one worker. Not thread-safe: one thread calls `run` and `forget_all`."""
+    """The step side of one worker. Not thread-safe: one thread calls it."""
 
     def __init__(
         self,
@@ -106,10 +115,12 @@ class Runner:
         info: WorkerInfo,
         constraints: ConstraintTable | None = None,
         graphs: RecordedDecodes | None = None,
+        last: Tensor | None = None,
     ) -> None:
         """`kv` is the pool as KV blocks, [pages, layers, 2, block_tokens, kv_heads, head_dim].
 
         Without `constraints` no sequence may have a grammar. `graphs` compute the steps they take.
+        `last` (see `last_tokens`) lets a step begin before the one before it is finished.
         """
         self._model = model
         self._kv = kv
@@ -125,11 +136,12 @@ class Runner:
         self._sequences = SequenceTable(
             vocabulary=info.vocabulary,
             positions_max=info.positions_max,
-            sequences_max=_SEQUENCES_PER_STEP_SEQUENCE * info.step_sequences_max,
+            sequences_max=_sequences_max(info),
         )
         self._sampling = SamplingTable(vocabulary=info.vocabulary, eos_token_ids=info.eos_token_ids)
         self._constraints = constraints
-        self._graphs = graphs
+        self._graphs, self._last = graphs, last
+        self._ended_s = 0.0
         self._steps = self._rows = self._tokens = self._failures = 0
         self._seconds = 0.0
 
@@ -150,35 +162,79 @@ class Runner:
             self._seconds,
         )
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutcome:
         """Carry out one plan. Never raises for what a plan or a pass does wrong."""
-        started_s = time.perf_counter()
+        step = self.begin(plan)
+        step.choose()
+        return step.finish()
+
+    @torch.inference_mode()
+    def begin(self, plan: StepPlan) -> "RunningStep":
+        """Launch the forward pass of a plan.
+
+        The step before it must be chosen, and, without `last`, finished too.
+        """
+        launched = Launched(plan.step, time.perf_counter(), self._kv.device)
         for number in plan.finished:
             self._forget(number)
-        failures = self._meet(plan)
-        refused = {failure.sequence for failure in failures}
+        launched.failures = self._meet(plan)
+        refused = {failure.sequence for failure in launched.failures}
         spans = tuple(span for span in plan.spans if span.sequence not in refused)
-        tokens = SampledTokens()
-        scores: tuple[PromptScores, ...] = ()
         if spans or plan.decodes.sequences:
             inputs, unfit = step_inputs(
                 spans, plan.decodes, self._sequences, self._limits, self._slots.__contains__
             )
-            failures += unfit
+            launched.failures += unfit
             if inputs is not None:
-                tokens, scores, failed = self._compute(plan.step, inputs)
-                failures += failed
-                if not tokens and not scores:
-                    self._wait_for_device()
-        if failures:
-            self._sequences.fail([failure.sequence for failure in failures])
-        seconds = time.perf_counter() - started_s
+                self._begin(launched, inputs)
+        refused = {failure.sequence for failure in launched.failures}
+        self._sequences.fail(list(refused), plan.step)
+        return RunningStep(self, launched)
+
+    @torch.inference_mode()
+    def choose(self, launched: Launched) -> None:
+        """Choose the step's tokens on the device, by what was finished until now."""
+        inputs, logits, scored = launched.inputs, launched.logits, launched.scored
+        launched.logits = None
+        if inputs is None or logits is None:
+            return
+        rows = inputs.sampled
+        try:
+            if scored is not None:
+                launched.scores = prompt_scores(logits[len(rows) :], scored)
+            if not len(rows):
+                launched.arrival = Download(self._kv.device)
+                return
+            masks, launched.errors = self._masks(rows)
+            generated = launched.generated
+            draws = sample(logits[: len(rows)], rows, generated, self._sampling, masks)
+            launched.draws, launched.arrival = draws, draws.arrival
+            if self._last is not None:
+                self._last.index_copy_(0, upload(rows, self._kv.device), draws.token_ids)
+        except Exception as error:
+            self._fail_all(launched, error)
+
+    def finish(self, launched: Launched) -> StepOutcome:
+        """Wait for the step, and say what came of it: an outcome frees pages, also for copies that
+        do not queue behind the steps."""
+        tokens = SampledTokens()
+        try:
+            launched.wait()
+            if launched.draws is not None:
+                tokens = self._learn(launched, launched.draws.read())
+        except Exception as error:
+            tokens = SampledTokens()
+            self._fail_all(launched, error)
+        ended_s = time.perf_counter()
+        # A step that was launched before the one before it had ended has not run all the while.
+        seconds = ended_s - max(launched.started_s, self._ended_s)
+        self._ended_s = ended_s
         self._steps += 1
         self._tokens += len(tokens)
-        self._failures += len(failures)
+        self._failures += len(launched.failures)
         self._seconds += seconds
-        return StepOutcome(plan.step, tokens, tuple(failures), seconds, scores)
+        failures = tuple(launched.failures)
+        return StepOutcome(launched.step, tokens, failures, seconds, launched.scores)
 
     def _forget(self, number: int) -> None:
         row = self._sequences.remove(number)
@@ -208,24 +264,21 @@ class Runner:
         if grammar is not None and self._constraints is None:
             raise ProtocolViolation(f"sequence {sequence} has a grammar, and this worker none")
 
-    def _compute(
-        self, step: int, inputs: StepInputs
-    ) -> tuple[SampledTokens, tuple[PromptScores, ...], list[SequenceFailure]]:
+    def _begin(self, launched: Launched, inputs: StepInputs) -> None:
+        table, rows = self._sequences, inputs.sampled
+        launched.inputs = inputs
         try:
-            scored = scored_rows(inputs, self._sequences, self._sampling)
-            logits = self._logits(inputs, scored)
-            self._sequences.computed[inputs.table_rows] = inputs.stops
-            self._rows += len(inputs.token_ids)
-            sampled = len(inputs.sampled)
-            scores = () if scored is None else prompt_scores(logits[sampled:], scored)
-            if not sampled:
-                return SampledTokens(), scores, []
-            tokens, failures = self._sample(logits[:sampled], inputs)
-            return tokens, scores, failures
+            launched.scored = scored_rows(inputs, table, self._sampling)
+            launched.logits = self._logits(inputs, launched.scored)
         except Exception as error:
-            # Whatever a pass raises costs this step's sequences and nothing else.
-            _LOG.exception("step %d failed", step)
-            return SampledTokens(), (), self._all_failed(inputs, error)
+            self._fail_all(launched, error)
+            return
+        table.computed[inputs.table_rows] = inputs.stops
+        self._rows += len(inputs.token_ids)
+        launched.numbers = table.numbers[rows]
+        launched.generated = table.known[rows] - table.output_start[rows]
+        launched.needs, launched.wanted = self._sampling.needs[rows], self._sampling.logprobs[rows]
+        table.expect(rows)
 
     def _logits(self, inputs: StepInputs, scored: ScoredRows | None) -> Tensor:
         """[sampled and then scored rows, vocabulary] float32, of one forward pass."""
@@ -234,8 +287,13 @@ class Runner:
         device, lora = self._kv.device, None
         if inputs.segments:
             lora = LoraBatch(inputs.segments, self._slots, table=self._slots.table)
+        token_ids = upload(inputs.token_ids, device)
+        if self._last is not None and (inputs.token_ids == UNREAD).any():
+            owners = np.repeat(inputs.table_rows, inputs.stops - inputs.starts)
+            found = self._last.index_select(0, upload(owners, device))
+            token_ids = torch.where(token_ids == UNREAD, found, token_ids)
         return self._model.forward(
-            upload(inputs.token_ids, device),
+            token_ids,
             upload(inputs.positions, device),
             self._kv,
             inputs.attention(device),
@@ -243,44 +301,46 @@ class Runner:
             upload(with_scored(inputs.logit_rows, scored), device),
         )
 
-    def _wait_for_device(self) -> None:
-        """An outcome frees pages, also for copies that do not queue behind the steps. Reading
-        tokens has waited for the device; a step that yields none must wait too."""
-        if self._kv.is_cuda:
-            torch.cuda.current_stream(self._kv.device).synchronize()
-
-    def _all_failed(self, inputs: StepInputs, error: Exception) -> list[SequenceFailure]:
+    def _fail_all(self, launched: Launched, error: Exception) -> None:
+        """Whatever a pass raises costs its step's sequences and nothing else."""
+        assert launched.inputs is not None, "a step without sequences launches nothing"
+        _LOG.error("step %d failed", launched.step, exc_info=error)
         shown = (
             error
             if isinstance(error, AdexError)
             else StepFailed(f"the step failed inside the worker ({type(error).__name__})")
         )
-        numbers = self._sequences.numbers[inputs.table_rows].tolist()
-        return [SequenceFailure(number, shown) for number in numbers]
+        numbers = self._sequences.numbers[launched.inputs.table_rows].tolist()
+        launched.failures += [SequenceFailure(number, shown) for number in numbers]
+        launched.logits = launched.draws = None
+        launched.scores = ()
+        self._sequences.fail(numbers, launched.step)
 
-    def _sample(
-        self, logits: Tensor, inputs: StepInputs
-    ) -> tuple[SampledTokens, list[SequenceFailure]]:
-        table, rows = self._sequences, inputs.sampled
-        generated = table.known[rows] - table.output_start[rows]
-        masks, errors = self._masks(rows)
-        sampled = sample(logits, rows, generated, self._sampling, masks)
-        failing = {int(row): _NOT_FINITE for row in rows[~sampled.finite]} | errors
-        whole = np.array([row not in failing for row in rows.tolist()], np.bool_)
-        table.append(rows[whole], sampled.token_ids[whole])
-        needs = self._sampling.needs[rows]
-        for index in np.flatnonzero(whole & (needs & Needs.PENALTY > 0)):
+    def _learn(self, launched: Launched, sampled: Sampled) -> SampledTokens:
+        """Take the tokens in; those of sequences that went meanwhile are only told."""
+        assert launched.inputs is not None
+        table, rows, numbers = self._sequences, launched.inputs.sampled, launched.numbers
+        here = table.rows_of(numbers.tolist()) == rows
+        # It began before a step that failed was read.
+        spoiled = here & table.failed_before(rows, launched.step)
+        whole = sampled.finite & ~spoiled & ~np.isin(rows, list(launched.errors))
+        for index in np.flatnonzero(~whole).tolist():
+            otherwise = _SPOILED if spoiled[index] else _NOT_FINITE
+            why = launched.errors.get(int(rows[index]), otherwise)
+            launched.failures.append(SequenceFailure(int(numbers[index]), why))
+        table.fail(numbers[~whole].tolist(), launched.step)
+        known = whole & here
+        table.learn(rows[known], sampled.token_ids[known])
+        for index in np.flatnonzero(known & (launched.needs & Needs.PENALTY > 0)).tolist():
             self._sampling.note(int(rows[index]), int(sampled.token_ids[index]))
-        constrained = whole & (needs & Needs.GRAMMAR > 0)
+        constrained = known & (launched.needs & Needs.GRAMMAR > 0)
         if self._constraints is not None and constrained.any():
             self._constraints.note(rows[constrained], sampled.token_ids[constrained])
-        tokens = SampledTokens(
-            tuple(table.numbers[rows[whole]].tolist()),
+        return SampledTokens(
+            tuple(numbers[whole].tolist()),
             tuple(sampled.token_ids[whole].tolist()),
-            self._scores(rows, whole, sampled),
+            token_scores(launched, whole, sampled),
         )
-        failures = [SequenceFailure(int(table.numbers[row]), why) for row, why in failing.items()]
-        return tokens, failures
 
     def _masks(self, rows: IntArray) -> tuple[Masks | None, dict[int, AdexError]]:
         """What the grammars of `rows` allow next, and by row why one allows nothing."""
@@ -289,17 +349,22 @@ class Runner:
             return None, {}
         return self._constraints.masks(rows[index], index)
 
-    def _scores(self, rows: IntArray, whole: BoolArray, sampled: Sampled) -> dict[int, TokenScore]:
-        """By sequence, the scores of the tokens that were to have them."""
-        scores: dict[int, TokenScore] = {}
-        logprobs = sampled.logprobs
-        if logprobs is None:
-            return scores
-        for index, at in logprobs.index.items():
-            if whole[index]:
-                wanted = int(self._sampling.logprobs[rows[index]])
-                top_ids, top = logprobs.top_ids[at, :wanted], logprobs.top[at, :wanted]
-                alternatives = tuple(zip(top_ids.tolist(), top.tolist(), strict=True))
-                number = int(self._sequences.numbers[rows[index]])
-                scores[number] = TokenScore(float(logprobs.chosen[at]), alternatives)
-        return scores
+
+class RunningStep:
+    """A step of a runner, as the step thread sees it."""
+
+    def __init__(self, runner: Runner, launched: Launched) -> None:
+        self._runner, self._launched = runner, launched
+
+    @property
+    def waits(self) -> bool:
+        return self._launched.waits
+
+    def choose(self) -> None:
+        self._runner.choose(self._launched)
+
+    def wait(self) -> None:
+        self._launched.wait()
+
+    def finish(self) -> StepOutcome:
+        return self._runner.finish(self._launched)

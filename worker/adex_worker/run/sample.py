@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adex_worker.run.arrays import BoolArray, ByteArray, FloatArray, IntArray, upload
+from adex_worker.run.arrays import BoolArray, ByteArray, Download, FloatArray, IntArray, upload
 from adex_worker.run.constraints import Masks
 from adex_worker.run.filters import WIDTHS, FilterColumns, candidates
 from adex_worker.run.noise import TAIL, draw_keys, race, spread
@@ -47,6 +47,33 @@ class Sampled:
     logprobs: Logprobs | None = None
 
 
+class Draws:
+    """What was chosen: `token_ids` [rows] on the device, and all of it on its way to the host."""
+
+    def __init__(
+        self,
+        token_ids: Tensor,
+        finite: Tensor,
+        asked: IntArray | None = None,
+        logprobs: tuple[Tensor, ...] = (),
+    ) -> None:
+        """`finite` [rows]; `logprobs` as `_logprobs` answers for the rows that `asked`."""
+        self.token_ids = token_ids
+        self._asked = asked
+        # One transfer for both.
+        both = torch.stack((token_ids, finite.to(torch.int64)))
+        self.arrival = Download(token_ids.device, both, *logprobs)
+
+    def read(self) -> Sampled:
+        """Waits for the device."""
+        both, *told = self.arrival.read()
+        sampled = Sampled(both[0], both[1].astype(np.bool_))
+        if self._asked is not None:
+            index = {row: at for at, row in enumerate(self._asked.tolist())}
+            sampled.logprobs = Logprobs(index, *told)
+        return sampled
+
+
 @dataclass(slots=True)
 class _Batch:
     """One step's rows: logits [rows, vocabulary], changed in place, and what goes with them."""
@@ -72,7 +99,7 @@ def sample(
     generated: IntArray,
     table: SamplingTable,
     masks: Masks | None = None,
-) -> Sampled:
+) -> Draws:
     """Choose one token for each row.
 
     Args:
@@ -86,11 +113,12 @@ def sample(
     if not needed and logits.device.type == "cpu":
         # numpy's take this thread only; torch's would wake all of its own for two short passes.
         numbers = logits.numpy()
-        return Sampled(numbers.argmax(1), np.isfinite(numbers.sum(1)))
+        finite = torch.from_numpy(np.isfinite(numbers.sum(1)))
+        return Draws(torch.from_numpy(numbers.argmax(1)), finite)
     # A sum is finite if all its terms are: no model's logits reach 1e30.
     finite = logits.sum(1).isfinite()
     if not needed:
-        return _to_host(logits.argmax(1), finite)
+        return Draws(logits.argmax(1), finite)
     asked = batch.needing(Needs.LOGPROBS)
     own = logits[upload(asked, batch.device)] if len(asked) else None
     if needed & Needs.PENALTY:
@@ -102,10 +130,10 @@ def sample(
     if masks is not None and len(masks.index):
         _forbid_others_(batch, masks)
     chosen = _choose(batch, finite) if needed & Needs.DRAW else logits.argmax(1)
-    sampled = _to_host(chosen, finite)
-    if own is not None:
-        sampled.logprobs = _logprobs(own, asked, sampled.token_ids, table.logprobs[rows[asked]])
-    return sampled
+    if own is None:
+        return Draws(chosen, finite)
+    own_ids = chosen[upload(asked, batch.device)]
+    return Draws(chosen, finite, asked, _logprobs(own, own_ids, table.logprobs[rows[asked]]))
 
 
 def _penalise_(batch: _Batch) -> None:
@@ -260,20 +288,10 @@ def _keys(batch: _Batch, index: IntArray) -> Tensor:
     return upload(draw_keys(seeds, batch.generated[index]), batch.device)
 
 
-def _logprobs(own: Tensor, asked: IntArray, token_ids: IntArray, wanted: IntArray) -> Logprobs:
-    """Of the model's own logits [asked, vocabulary]; `wanted` [asked] alternatives each."""
+def _logprobs(own: Tensor, token_ids: Tensor, wanted: IntArray) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the model's own logits [asked, vocabulary]: the chosen tokens' [asked], and the most
+    probable tokens and theirs [asked, most asked for]; `wanted` [asked] alternatives each."""
     totals = own.logsumexp(1, keepdim=True)
-    chosen = upload(token_ids[asked], own.device).unsqueeze(1)
     top, top_ids = own.topk(min(int(wanted.max()), own.shape[1]), dim=1)
-    return Logprobs(
-        index={row: index for index, row in enumerate(asked.tolist())},
-        chosen=(own.gather(1, chosen) - totals).squeeze(1).double().cpu().numpy(),
-        top_ids=top_ids.cpu().numpy(),
-        top=(top - totals).double().cpu().numpy(),
-    )
-
-
-def _to_host(chosen: Tensor, finite: Tensor) -> Sampled:
-    """One transfer for both."""
-    both = torch.stack((chosen, finite.to(torch.int64))).cpu().numpy()
-    return Sampled(both[0], both[1].astype(np.bool_))
+    chosen = own.gather(1, token_ids.unsqueeze(1)) - totals
+    return chosen.squeeze(1).double(), top_ids, (top - totals).double()

@@ -8,11 +8,19 @@ import numpy as np
 
 from adex_proto.errors import ProtocolViolation
 from adex_proto.plan import NewSequence
-from adex_worker.run.arrays import IntArray, grown
+from adex_worker.run.arrays import BoolArray, IntArray, grown
 
 _ROWS_MIN = 64
 _BLOCKS_MIN = 16
 _NO_TOKENS: IntArray = np.zeros(0, np.int64)
+
+
+def rows_max(sequences_max: int) -> int:
+    """How many rows a table of that many sequences may have: it doubles when it is full."""
+    rows = _ROWS_MIN
+    while rows < sequences_max:
+        rows *= 2
+    return rows
 
 
 class SequenceTable:
@@ -25,9 +33,11 @@ class SequenceTable:
         computed: positions whose keys and values are in the cache.
         given: tokens that the scheduler gave; those after them were sampled here.
         output_start: how many of the tokens are the prompt's.
-        last_token: the token at position known - 1, once one was sampled here.
+        last_token: the token at position known - 1, once one was sampled here and `unread` is 0.
+        unread: how many of the last tokens known are on the device only.
         block_count: how many of `blocks` are set.
-        failed: 1 once a step has failed for it; nothing after that can be trusted.
+        failed: one more than the step that has failed for it, 0 for none; nothing after that can
+            be trusted.
         blocks: [rows, blocks_max], the block table, 0 beyond block_count.
     """
 
@@ -40,6 +50,7 @@ class SequenceTable:
     def _clear(self) -> None:
         self.numbers, self.slot, self.known, self.computed, self.given = _columns(5)
         self.output_start, self.last_token, self.block_count, self.failed = _columns(4)
+        (self.unread,) = _columns(1)
         self.blocks: IntArray = np.zeros((_ROWS_MIN, _BLOCKS_MIN), np.int64)
         self._prompts: list[IntArray] = [_NO_TOKENS] * _ROWS_MIN
         self._row_by_number: dict[int, int] = {}
@@ -76,6 +87,7 @@ class SequenceTable:
         self.output_start[row] = new.output_start
         self.blocks[row] = 0
         self.computed[row] = self.last_token[row] = self.block_count[row] = self.failed[row] = 0
+        self.unread[row] = 0
         return row
 
     def remove(self, number: int) -> int | None:
@@ -101,15 +113,28 @@ class SequenceTable:
         self.blocks[row, start:stop] = pages
         self.block_count[row] = stop
 
-    def append(self, rows: IntArray, token_ids: IntArray) -> None:
-        """Each of `rows` (all different) has gained a token."""
-        self.last_token[rows] = token_ids
+    def expect(self, rows: IntArray) -> None:
+        """Each of `rows` (all different) gains a token, which `learn` will tell."""
         self.known[rows] += 1
+        self.unread[rows] += 1
 
-    def fail(self, numbers: list[int]) -> None:
+    def learn(self, rows: IntArray, token_ids: IntArray) -> None:
+        """What the earliest of the tokens expected for each of `rows` is."""
+        self.last_token[rows] = token_ids
+        self.unread[rows] -= 1
+
+    def fail(self, numbers: list[int], step: int) -> None:
         """A step has failed for these sequences; those that are not here are passed over."""
         rows = self.rows_of(numbers)
-        self.failed[rows[rows >= 0]] = 1
+        rows = rows[rows >= 0]
+        earlier = self.failed[rows]
+        # The first of them counts: of two steps the later may be known to fail before the earlier.
+        self.failed[rows] = np.where(earlier > 0, np.minimum(earlier, step + 1), step + 1)
+
+    def failed_before(self, rows: IntArray, step: int) -> BoolArray:
+        """For which of `rows` a step before this one has failed."""
+        failed = self.failed[rows]
+        return (failed > 0) & (failed <= step)
 
     def _refuse(self, new: NewSequence, tokens: IntArray) -> None:
         number = new.sequence
@@ -142,7 +167,7 @@ class SequenceTable:
         old = len(self._prompts)
         new = 2 * old
         names = ("numbers", "slot", "known", "computed", "given", "output_start", "last_token")
-        for name in (*names, "block_count", "failed", "blocks"):
+        for name in (*names, "unread", "block_count", "failed", "blocks"):
             setattr(self, name, grown(getattr(self, name), new))
         self._prompts.extend([_NO_TOKENS] * old)
         self._free.extend(range(old, new)[::-1])

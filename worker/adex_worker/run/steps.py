@@ -1,5 +1,6 @@
 """The one thread that computes steps, strictly in the order their plans were submitted.
 
+On a device that computes by itself the next step is launched while it is at the present one.
 Nothing else ever runs a step, so the runner needs no lock, and the event loop never waits for a
 tensor. Outcomes are handed over on this thread; the receiver moves them to where it wants them.
 """
@@ -8,7 +9,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,10 +20,34 @@ from adex_proto.plan import StepPlan
 _LOG = logging.getLogger(__name__)
 
 
-class StepRunner(Protocol):
-    """What computes steps; called on one thread only."""
+class UnderWay(Protocol):
+    """A step whose forward pass has been launched."""
 
-    def run(self, plan: StepPlan) -> StepOutcome: ...
+    @property
+    def waits(self) -> bool:
+        """Whether the device may still be at it once its tokens are chosen."""
+        ...
+
+    def choose(self) -> None:
+        """Choose its tokens, on the device, by all that was finished before."""
+        ...
+
+    def wait(self) -> None:
+        """Return when the device is done with it; any thread may call."""
+        ...
+
+    def finish(self) -> StepOutcome:
+        """Wait, and say what came of it."""
+        ...
+
+
+class StepRunner(Protocol):
+    """What computes steps; called on one thread only.
+
+    A step begins when the one before it is chosen, and is chosen when that one is finished.
+    """
+
+    def begin(self, plan: StepPlan) -> UnderWay: ...
     def forget_all(self) -> None: ...
 
 
@@ -48,6 +73,9 @@ class StepThread:
         self._queue: deque[_Step | _Reset] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._under_way: tuple[_Step, UnderWay] | None = None
+        self._arrived: Future[None] | None = None
+        self._ends = ThreadPoolExecutor(1, thread_name_prefix="adex-step-ends")
         self._thread = threading.Thread(target=self._loop, name="adex-steps", daemon=True)
         self.last_step = -1
 
@@ -93,27 +121,63 @@ class StepThread:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._queue or self._stopping)
-                if not self._queue:
-                    return
-                item = self._queue.popleft()
-            if isinstance(item, _Reset):
+                self._wake.wait_for(lambda: self._queue or self._stopping or self._has_arrived())
+                item, stopping = self._queue.popleft() if self._queue else None, self._stopping
+            if isinstance(item, _Step):
+                self._advance(item)
+                continue
+            self._end()
+            if item is not None:
                 self._forget(item)
-            else:
-                item.done(self._run(item.plan))
+            elif stopping:
+                self._ends.shutdown(wait=False)
+                return
 
-    def _run(self, plan: StepPlan) -> StepOutcome:
+    def _advance(self, step: _Step) -> None:
+        """Launch a step, end the one before it, which the device may have been at until now, and
+        only then choose the step's tokens: by then all earlier ones are known."""
         try:
-            return self._runner.run(plan)
+            under_way = self._runner.begin(step.plan)
         except Exception:
-            # The runner answers for every failure it foresees. Whatever else happens must cost only
-            # these sequences: a dead step thread would cost all.
-            _LOG.exception("step %d failed as a whole", plan.step)
-            error = StepFailed("the step failed inside the worker")
-            failures = tuple(SequenceFailure(number, error) for number in plan.sequences)
-            return StepOutcome(plan.step, failures=failures)
-        finally:
-            self.last_step = plan.step
+            self._end()
+            self._answer(step, _failed(step.plan))
+            return
+        self._end()
+        try:
+            under_way.choose()
+        except Exception:
+            self._answer(step, _failed(step.plan))
+            return
+        self._under_way = step, under_way
+        if under_way.waits:
+            # Whatever comes first, the next plan or this step's end, is attended to first.
+            self._arrived = self._ends.submit(under_way.wait)
+            self._arrived.add_done_callback(self._notify)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Finish the step under way, if there is one."""
+        if self._under_way is None:
+            return
+        step, under_way = self._under_way
+        self._under_way = self._arrived = None
+        try:
+            outcome = under_way.finish()
+        except Exception:
+            outcome = _failed(step.plan)
+        self._answer(step, outcome)
+
+    def _answer(self, step: _Step, outcome: StepOutcome) -> None:
+        self.last_step = step.plan.step
+        step.done(outcome)
+
+    def _has_arrived(self) -> bool:
+        return self._arrived is not None and self._arrived.done()
+
+    def _notify(self, _: Future[None]) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _forget(self, reset: _Reset) -> None:
         try:
@@ -123,3 +187,12 @@ class StepThread:
             reset.finished.set_exception(error)
         else:
             reset.finished.set_result(None)
+
+
+def _failed(plan: StepPlan) -> StepOutcome:
+    """The runner answers for every failure it foresees. Whatever else happens must cost only these
+    sequences: a dead step thread would cost all."""
+    _LOG.exception("step %d failed as a whole", plan.step)
+    error = StepFailed("the step failed inside the worker")
+    failures = tuple(SequenceFailure(number, error) for number in plan.sequences)
+    return StepOutcome(plan.step, failures=failures)

@@ -21,7 +21,7 @@ from adex_worker.adapters.views import ResidentSlots, group_views
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.parameters import random_model
 from adex_worker.model.spec import model_spec
-from adex_worker.run.inputs import StepInputs
+from adex_worker.run.inputs import UNREAD, StepInputs
 from adex_worker.testing import tiny_config
 
 pytest.importorskip("triton", reason="Triton is not made for this platform")
@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value):Runtime
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+LAST = torch.arange(100, 110, device=DEVICE)
 TOKENS, PAGES, KV_PAGES, SLOTS, RANK_MAX, ROWS_MAX = 16, 96, 60, 5, 8, 4
 
 
@@ -131,7 +132,7 @@ class World:
             segments=[run for run in runs if run[2]],
             logit_rows=each,
             sampled=each,
-            table_rows=each,
+            table_rows=each[::-1].copy(),
             starts=stops - 1,
             stops=stops,
             query_starts=np.arange(rows + 1),
@@ -143,8 +144,11 @@ class World:
     def eager(self, inputs: StepInputs, kv: torch.Tensor) -> torch.Tensor:
         """The same step launched by the host."""
         lora = LoraBatch(inputs.segments, self.slots, table=self.slots.table)
+        sampled = LAST.cpu().numpy()[inputs.table_rows]
         return self.decoder.forward(
-            torch.from_numpy(inputs.token_ids).to(DEVICE),
+            torch.from_numpy(np.where(inputs.token_ids == UNREAD, sampled, inputs.token_ids)).to(
+                DEVICE
+            ),
             torch.from_numpy(inputs.positions).to(DEVICE),
             kv,
             inputs.attention(DEVICE),
@@ -182,7 +186,7 @@ def graphs_of(world: World, recorder: Any) -> DecodeGraphs:
         vocabulary=spec.vocabulary,
         heads_per_kv=spec.heads // spec.kv_heads,
     )
-    return DecodeGraphs(world.decoder, world.kv, world.slots, limits, recorder)
+    return DecodeGraphs(world.decoder, world.kv, world.slots, LAST, limits, recorder)
 
 
 @pytest.fixture
@@ -202,6 +206,8 @@ def test_recorded_steps_equal_launched_ones_while_adapters_come_and_go(
     by_host.record(lambda done, total: None)
     for rows, adapted in ((3, True), (ROWS_MAX, True), (1, False), (2, True)):
         inputs = world.step(rows, adapted=adapted)
+        # Some tokens are those that the step before has sampled, which are on the device only.
+        inputs.token_ids[::2] = UNREAD
         assert graphs.take(inputs)
         before = world.kv.clone()
         launched = before.clone()
@@ -258,10 +264,10 @@ def test_where_nothing_can_be_recorded_the_reason_is_told(world: World) -> None:
     def fails(launch: Launch) -> Launch:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    found, told = recorded(world.decoder, world.kv, world.slots, info, fails)
+    found, told = recorded(world.decoder, world.kv, world.slots, LAST, info, fails)
     assert found is None
     assert told == "none (RuntimeError: operation not permitted when stream is capturing)"
-    found, told = recorded(world.decoder, world.kv, world.slots, info, lambda launch: launch)
+    found, told = recorded(world.decoder, world.kv, world.slots, LAST, info, lambda launch: launch)
     assert found is not None
     assert told == "up to 2 rows"
 

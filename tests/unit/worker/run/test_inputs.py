@@ -81,7 +81,8 @@ def test_a_decode_computes_the_last_token_sampled_here() -> None:
     build([Span(1, 0, 3, True, (10, 11))], table)
     row = table.rows_of([1])
     table.computed[row] = 3
-    table.append(row, np.array([42]))
+    table.expect(row)
+    table.learn(row, np.array([42]))
     inputs, _ = build([Span(1, 3, 1, True)], table)
     assert inputs.token_ids.tolist() == [42]
     assert inputs.positions.tolist() == [3]
@@ -127,7 +128,8 @@ def sampled_once(*sequences: tuple[int, int]) -> SequenceTable:
     build([Span(number, 0, 4, True, (10 + number,)) for number, _ in sequences], table)
     rows = table.rows_of([number for number, _ in sequences])
     table.computed[rows] = 4
-    table.append(rows, 90 + rows)
+    table.expect(rows)
+    table.learn(rows, 90 + rows)
     return table
 
 
@@ -154,7 +156,8 @@ def test_a_sequence_that_the_plan_places_elsewhere_fails_alone_where_its_blocks_
     ahead = table.rows_of([3])
     table.extend_blocks(int(ahead[0]), (23,))
     table.computed[ahead] = 5
-    table.append(ahead, ahead)
+    table.expect(ahead)
+    table.learn(ahead, ahead)
     decodes = Decodes((1, 2, 3), (1, 3), (21, 33))
     inputs, failures = step_inputs((), decodes, table, LIMITS, lambda _: True)
     assert inputs is not None

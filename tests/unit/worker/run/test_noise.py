@@ -33,7 +33,7 @@ def draws(
         )
         table.set(row, params, np.array([0]), 1)
     rows = np.arange(len(seeds))
-    return sample(logits.repeat(len(seeds), 1), rows, positions, table).token_ids
+    return sample(logits.repeat(len(seeds), 1), rows, positions, table).read().token_ids
 
 
 LOGITS = torch.linspace(2.0, -2.0, 40)
@@ -132,10 +132,10 @@ def test_the_same_seed_draws_the_same_alone_and_in_any_batch() -> None:
         )
         table.set(row, sampling, np.array([1]), 1)
     generated = np.arange(50) * 3
-    together = sample(logits.clone(), np.arange(50), generated, table).token_ids
+    together = sample(logits.clone(), np.arange(50), generated, table).read().token_ids
     for row in range(50):
         index = np.array([row])
-        alone = sample(logits[index].clone(), index, generated[index], table).token_ids
+        alone = sample(logits[index].clone(), index, generated[index], table).read().token_ids
         assert alone[0] == together[row]
 
 
@@ -163,12 +163,12 @@ def test_a_row_that_is_not_finite_spoils_no_other() -> None:
         params = SamplingParams(max_new_tokens=5, temperature=temperature, seed=row, top_k=row)
         table.set(row, params, np.array([1]), 1)
     logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(2))
-    clean = sample(logits.clone(), np.arange(3), np.zeros(3, np.int64), table)
+    clean = sample(logits.clone(), np.arange(3), np.zeros(3, np.int64), table).read()
     for bad in range(3):
         for number in (math.nan, math.inf, -math.inf):
             spoiled = logits.clone()
             spoiled[bad, 50] = number
-            sampled = sample(spoiled, np.arange(3), np.zeros(3, np.int64), table)
+            sampled = sample(spoiled, np.arange(3), np.zeros(3, np.int64), table).read()
             assert sampled.finite.tolist() == [row != bad for row in range(3)]
             others = [row for row in range(3) if row != bad]
             assert (sampled.token_ids[others] == clean.token_ids[others]).all()

@@ -149,7 +149,7 @@ def greedy(
     table = SamplingTable(vocabulary=VOCABULARY, eos_token_ids=eos)
     table.set(0, sampling, np.array(token_ids), output_start)
     generated = np.array([len(token_ids) - output_start])
-    sampled = sample(logits.clone(), np.array([0]), generated, table)
+    sampled = sample(logits.clone(), np.array([0]), generated, table).read()
     assert sampled.finite.all()
     return int(sampled.token_ids[0])
 
@@ -248,5 +248,7 @@ def test_drawing_takes_place_after_temperature_and_filters_in_transformers_order
     for row in range(draws):
         sampling = SamplingParams(max_new_tokens=5, temperature=0.5, top_k=20, top_p=0.7, seed=row)
         table.set(row, sampling, np.array([1]), 1)
-    sampled = sample(logits.repeat(draws, 1), np.arange(draws), np.zeros(draws, np.int64), table)
+    sampled = sample(
+        logits.repeat(draws, 1), np.arange(draws), np.zeros(draws, np.int64), table
+    ).read()
     assert set(sampled.token_ids.tolist()) == allowed

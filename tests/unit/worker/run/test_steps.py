@@ -2,11 +2,29 @@
 
 import threading
 from concurrent.futures import wait
+from dataclasses import dataclass
 
 from adex_proto.errors import StepFailed
 from adex_proto.outcome import StepOutcome
 from adex_proto.plan import Span, StepPlan
 from adex_worker.run.steps import StepThread
+
+
+@dataclass
+class SlowStep:
+    """Is done at once."""
+
+    plan: StepPlan
+    waits: bool = False
+
+    def choose(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def finish(self) -> StepOutcome:
+        return StepOutcome(self.plan.step)
 
 
 class SlowRunner:
@@ -18,14 +36,14 @@ class SlowRunner:
         self.log: list[str] = []
         self.threads: set[str] = set()
 
-    def run(self, plan: StepPlan) -> StepOutcome:
+    def begin(self, plan: StepPlan) -> "SlowStep":
         self.threads.add(threading.current_thread().name)
         self.running.set()
         assert self.go.wait(10)
         self.log.append(f"step {plan.step}")
         if plan.step == 13:
             raise ZeroDivisionError
-        return StepOutcome(plan.step)
+        return SlowStep(plan)
 
     def forget_all(self) -> None:
         self.threads.add(threading.current_thread().name)
@@ -112,3 +130,74 @@ def test_a_stop_waits_for_a_step_that_does_not_end_no_longer_than_told() -> None
     runner.go.set()
     assert steps.stop()
     assert [outcome.step for outcome in outcomes] == [0]
+
+
+class Device:
+    """A runner whose device is at a step until it is let go; what was called, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.gates = {step: threading.Event() for step in range(4)}
+        self.logged = threading.Condition()
+
+    def note(self, entry: str) -> None:
+        with self.logged:
+            self.log.append(entry)
+            self.logged.notify_all()
+
+    def until(self, entry: str) -> None:
+        with self.logged:
+            assert self.logged.wait_for(lambda: entry in self.log, 20)
+
+    def begin(self, plan: StepPlan) -> "DeviceStep":
+        self.note(f"begin {plan.step}")
+        return DeviceStep(self, plan)
+
+    def forget_all(self) -> None:
+        self.note("forget")
+
+
+@dataclass
+class DeviceStep:
+    device: Device
+    plan: StepPlan
+    waits: bool = True
+
+    def choose(self) -> None:
+        self.device.note(f"choose {self.plan.step}")
+
+    def wait(self) -> None:
+        assert self.device.gates[self.plan.step].wait(20)
+
+    def finish(self) -> StepOutcome:
+        self.wait()
+        self.device.note(f"finish {self.plan.step}")
+        return StepOutcome(self.plan.step)
+
+
+def test_a_plan_is_begun_while_the_device_is_at_the_one_before_it() -> None:
+    device, outcomes = Device(), []
+    steps = StepThread(device)
+    steps.start()
+    steps.submit(plan(0), outcomes.append)
+    device.until("choose 0")
+    steps.submit(plan(1), outcomes.append)
+    device.until("begin 1")
+    device.gates[0].set()
+    device.until("choose 1")
+    assert device.log == ["begin 0", "choose 0", "begin 1", "finish 0", "choose 1"]
+    # No other plan comes: the end of the step is noticed all the same.
+    device.gates[1].set()
+    device.until("finish 1")
+    steps.submit(plan(2), outcomes.append)
+    device.until("choose 2")
+    finished = steps.reset()
+    device.gates[2].set()
+    finished.result(20)
+    assert device.log[-2:] == ["finish 2", "forget"]
+    assert [outcome.step for outcome in outcomes] == [0, 1, 2]
+    steps.submit(plan(3), outcomes.append)
+    device.until("choose 3")
+    device.gates[3].set()
+    assert steps.stop(20)
+    assert [outcome.step for outcome in outcomes] == [0, 1, 2, 3]

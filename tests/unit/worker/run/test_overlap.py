@@ -1,0 +1,169 @@
+"""Steps that begin before the ones before them are read: the outcomes are the same."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adex_proto.errors import StepFailed
+from adex_proto.outcome import SampledTokens, StepOutcome, WorkerInfo
+from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
+from adex_proto.sampling import SamplingParams
+from adex_worker.adapters.arena import Arena, kv_page_bytes
+from adex_worker.adapters.views import ResidentSlots
+from adex_worker.run.runner import Runner, last_tokens
+
+VOCABULARY, PAGES, TOKENS = 40, 64, 16
+STEPS = 14
+
+
+class Chain:
+    """Logits that depend on the token and its position; no number at all for some tokens."""
+
+    def __init__(self, spoiled: int = -1) -> None:
+        generator = torch.Generator().manual_seed(4)
+        self._table = 3 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)
+        self._spoiled = spoiled
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv: Tensor,
+        attention: Any,
+        lora: Any = None,
+        logit_rows: Tensor | None = None,
+    ) -> Tensor:
+        logits = self._table[token_ids] + positions.unsqueeze(1) % 3
+        logits[token_ids == self._spoiled] = float("nan")
+        return logits if logit_rows is None else logits[logit_rows]
+
+
+def runner_of(model: Any, *, overlaps: bool) -> Runner:
+    page_bytes = kv_page_bytes(TOKENS, 1, 1, 8, torch.float32)
+    arena = Arena(pages=PAGES, page_bytes=page_bytes, dtype=torch.float32, device="cpu")
+    info = WorkerInfo(
+        model_id="m",
+        architecture="a",
+        dtype="float32",
+        device="cpu",
+        layers=1,
+        vocabulary=VOCABULARY,
+        positions_max=128,
+        block_tokens=TOKENS,
+        page_bytes=page_bytes,
+        pages=PAGES,
+        slots_max=4,
+        host_bytes=1,
+        disk_bytes=1,
+        rank_max=8,
+        step_tokens_max=64,
+        step_sequences_max=8,
+        eos_token_ids=(),
+    )
+    last = last_tokens(info, torch.device("cpu")) if overlaps else None
+    kv = arena.kv(layers=1, block_tokens=TOKENS, kv_heads=1, head_dim=8)
+    return Runner(model, kv, arena, ResidentSlots(), info, None, None, last)
+
+
+def in_turn(runner: Runner, plans: list[StepPlan]) -> list[StepOutcome]:
+    return [runner.run(plan) for plan in plans]
+
+
+def overlapped(runner: Runner, plans: list[StepPlan]) -> list[StepOutcome]:
+    """As the step thread does it where plans are always at hand."""
+    outcomes: list[StepOutcome] = []
+    before = None
+    for plan in plans:
+        step = runner.begin(plan)
+        if before is not None:
+            outcomes.append(before.finish())
+        step.choose()
+        before = step
+    assert before is not None
+    return [*outcomes, before.finish()]
+
+
+def plans_of(*wishes: SamplingParams) -> list[StepPlan]:
+    """Prompts, decodes, a sequence that goes and one that comes in its place, and more decodes."""
+    everyone = range(1, len(wishes) + 1)
+    arrived = tuple(NewSequence(n, (n, n + 1, 7), 3, 0, wishes[n - 1]) for n in everyone)
+    plans = [StepPlan(0, arrived, tuple(Span(n, 0, 3, True, (n,)) for n in everyone))]
+    running = list(everyone)
+    for step in range(1, STEPS):
+        finished: tuple[int, ...] = ()
+        new: tuple[NewSequence, ...] = ()
+        spans: tuple[Span, ...] = ()
+        if step == 5:
+            gone = running.pop(0)
+            finished, new = (gone,), (NewSequence(90, (9, 9), 2, 0, wishes[-1]),)
+            spans = (Span(90, 0, 2, True, (30,)),)
+        # Half of the decodes are written as spans, which is the same.
+        decodes = Decodes(tuple(n for n in running if n != 90 or step > 5))
+        plans.append(StepPlan(step, new, spans, finished, decodes))
+        if step == 5:
+            running.append(90)
+    return plans
+
+
+WISHES = {
+    "greedy": SamplingParams(max_new_tokens=50),
+    "drawn": SamplingParams(max_new_tokens=50, temperature=1.0, seed=5),
+    "filtered": SamplingParams(max_new_tokens=50, temperature=1.3, top_k=7, top_p=0.8, seed=9),
+    "penalised": SamplingParams(
+        max_new_tokens=50, repetition_penalty=1.8, frequency_penalty=0.7, presence_penalty=0.4
+    ),
+    "told": SamplingParams(max_new_tokens=50, temperature=0.7, logprobs=3, seed=1),
+}
+
+
+def comparable(outcomes: list[StepOutcome]) -> list[StepOutcome]:
+    return [replace(outcome, seconds=0.0) for outcome in outcomes]
+
+
+@pytest.mark.parametrize("names", [[name] for name in WISHES] + [list(WISHES)])
+def test_outcomes_are_those_of_steps_that_wait_for_each_other(names: list[str]) -> None:
+    plans = plans_of(*(WISHES[name] for name in names))
+    expected = in_turn(runner_of(Chain(), overlaps=False), plans)
+    assert comparable(in_turn(runner_of(Chain(), overlaps=True), plans)) == comparable(expected)
+    assert comparable(overlapped(runner_of(Chain(), overlaps=True), plans)) == comparable(expected)
+    assert all(len(outcome.tokens) for outcome in expected)
+
+
+def test_a_step_after_a_failed_one_fails_too_and_costs_nobody_else() -> None:
+    plans = plans_of(WISHES["greedy"], WISHES["drawn"])
+    told = in_turn(runner_of(Chain(), overlaps=False), plans)
+    spoiled = dict(zip(told[2].tokens.sequences, told[2].tokens.token_ids, strict=True))[2]
+    outcomes = overlapped(runner_of(Chain(spoiled), overlaps=True), plans)
+    failed = [{failure.sequence for failure in outcome.failures} for outcome in outcomes]
+    first = next(step for step, sequences in enumerate(failed) if 2 in sequences)
+    assert first <= 3
+    for outcome in outcomes[first:]:
+        assert 2 not in outcome.tokens.sequences
+        assert 2 in {failure.sequence for failure in outcome.failures}
+    error = next(f.error for f in outcomes[first + 1].failures if f.sequence == 2)
+    assert isinstance(error, StepFailed)
+    assert str(error) == "the step before it failed"
+
+
+def test_a_sequence_that_is_finished_while_its_step_runs_gives_its_row_to_another() -> None:
+    runner = runner_of(Chain(), overlaps=True)
+    first = NewSequence(1, (3, 4), 2, 0, WISHES["penalised"])
+    other = NewSequence(2, (5, 6, 7), 3, 0, WISHES["greedy"])
+    began = runner.begin(StepPlan(0, (first,), (Span(1, 0, 2, True, (1,)),)))
+    began.choose()
+    then = runner.begin(StepPlan(1, (other,), (Span(2, 0, 3, True, (2,)),), (1,)))
+    assert began.finish().tokens.sequences == (1,)
+    then.choose()
+    last = runner.begin(StepPlan(2, (), (), (), Decodes((2,))))
+    one = then.finish().tokens
+    last.choose()
+    two = last.finish().tokens
+    alone = runner_of(Chain(), overlaps=False)
+    expected: list[SampledTokens] = [
+        alone.run(StepPlan(0, (other,), (Span(2, 0, 3, True, (2,)),))).tokens,
+        alone.run(StepPlan(1, (), (), (), Decodes((2,)))).tokens,
+    ]
+    assert [one, two] == expected
