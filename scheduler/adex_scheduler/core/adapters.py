@@ -99,6 +99,8 @@ class Adapter:
     """The names an operator has pinned, with the tier each is kept in."""
     kept: Tier = Tier.ABSENT
     """The nearest of these tiers."""
+    groups: int = 0
+    """Where `tiers` has it among others, as bits."""
 
     @property
     def digest(self) -> str:

@@ -43,7 +43,8 @@ class Paging:
     def advance(self, now: float) -> None:
         """Begin every move that is wanted, allowed and has room."""
         self._trim_disk(now)
-        self._fetch()
+        if any(self._tiers.to_fetch.values()) or self._residency.stale:
+            self._fetch()
         if self._tiers.to_stage:
             self._stage(now)
         if self._tiers.to_page_in:

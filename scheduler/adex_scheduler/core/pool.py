@@ -112,12 +112,15 @@ class PagePool:
     def give(self, pages: Iterable[int]) -> None:
         """Give back owned pages that are not loose, in any order."""
         self.loosened += 1
+        free, loose, count, high = self._free, self._loose, 0, self._high
         for page in pages:
-            assert not self._loose[page], f"page {page} is free or loose already"
-            self._free[page] = self._loose[page] = 1
-            self.pages_free += 1
-            if page > self._high:
-                self._high = page
+            assert not loose[page], f"page {page} is free or loose already"
+            free[page] = loose[page] = 1
+            count += 1
+            if page > high:
+                high = page
+        self.pages_free += count
+        self._high = high
 
     def loosen(self, pages: Iterable[int]) -> None:
         """The owner of these pages would give them up from now on."""

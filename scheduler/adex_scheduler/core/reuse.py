@@ -23,7 +23,6 @@ _RATE_INDEX = TIME_CONSTANTS_S.index(80.0)
 
 _FINITE = len(TIME_CONSTANTS_S)
 _COUNTS = _FINITE + 1
-_LONGEST_FIRST = tuple(range(_FINITE - 1, -1, -1))
 
 
 class ReuseRates:
@@ -32,7 +31,16 @@ class ReuseRates:
     At most `known_max` digests are remembered; the longest unused are forgotten first.
     """
 
-    __slots__ = ("_counts", "_first_at", "_known_max", "_summed_at", "_sums", "weights")
+    __slots__ = (
+        "_alike",
+        "_counts",
+        "_first_at",
+        "_known_max",
+        "_parts",
+        "_summed_at",
+        "_sums",
+        "_weights",
+    )
 
     def __init__(self, known_max: int) -> None:
         self._known_max = known_max
@@ -41,10 +49,20 @@ class ReuseRates:
         self._sums: tuple[float, ...] = (0.0,) * _COUNTS
         self._summed_at = self._first_at = 0.0
         # One per count, and the last for the component that expects all alike.
-        self.weights: list[float] = [1.0 / (_COUNTS + 1)] * (_COUNTS + 1)
+        self.weights = [1.0 / (_COUNTS + 1)] * (_COUNTS + 1)
 
     def __len__(self) -> int:
         return len(self._counts)
+
+    @property
+    def weights(self) -> list[float]:
+        """What each component counts for; they add up to 1."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: list[float]) -> None:
+        self._weights = weights
+        self._reckon()
 
     def note(self, digest: str, now: float) -> None:
         """The adapter has been asked for. `now` never goes back."""
@@ -62,6 +80,7 @@ class ReuseRates:
             forgotten = _decayed(forgotten, now - at)
             pairs = zip(self._sums, forgotten, strict=True)
             self._sums = tuple([max(total - count, 0.0) for total, count in pairs])
+        self._reckon()
 
     def rate(self, digest: str, now: float) -> float:
         """Requests per second for the adapter, as far as can be told now."""
@@ -72,21 +91,26 @@ class ReuseRates:
 
         Between two requests for it the share only falls, but for what the weights learn.
         """
-        weights, sums = self.weights, self._sums
-        share = weights[-1] / max(len(self._counts), 1)
         known = self._counts.get(digest)
         if known is None:
-            return share
-        # Count and sum decay alike, so only the time between their last updates matters.
-        at, counts = known
-        share += weights[_FINITE] * counts[_FINITE] / sums[_FINITE]
-        # Each time constant is a quarter of the one after it, so its decay is the fourth power.
-        decay = math.exp((at - self._summed_at) / TIME_CONSTANTS_S[-1])
-        for index in _LONGEST_FIRST:
-            share += weights[index] * counts[index] * decay / sums[index]
-            decay *= decay
-            decay *= decay
-        return share
+            return self._alike
+        # Count and sum decay alike, so only the time between their last updates matters. Each time
+        # constant is a quarter of the one after it, so its decay is the fourth power. Written out:
+        # whoever looks for the least valued copies asks this of dozens.
+        at, (count_0, count_1, count_2, count_3, ever) = known
+        part_0, part_1, part_2, part_3, part_ever = self._parts
+        decay_3 = math.exp((at - self._summed_at) / TIME_CONSTANTS_S[-1])
+        decay_2 = decay_3 * decay_3 * decay_3 * decay_3
+        decay_1 = decay_2 * decay_2 * decay_2 * decay_2
+        decay_0 = decay_1 * decay_1 * decay_1 * decay_1
+        return (
+            self._alike
+            + part_ever * ever
+            + part_3 * count_3 * decay_3
+            + part_2 * count_2 * decay_2
+            + part_1 * count_1 * decay_1
+            + part_0 * count_0 * decay_0
+        )
 
     def total(self, now: float) -> float:
         """Requests per second for all adapters together."""
@@ -94,6 +118,12 @@ class ReuseRates:
         observed = -math.expm1(-max(now - self._first_at, 1.0) / constant)
         decay = math.exp(-(now - self._summed_at) / constant)
         return self._sums[_RATE_INDEX] * decay / (constant * observed)
+
+    def _reckon(self) -> None:
+        """What one of each count adds to a share, and what every share has."""
+        pairs = zip(self._weights, self._sums, strict=False)
+        self._parts = tuple([weight / total if total else 0.0 for weight, total in pairs])
+        self._alike = self._weights[-1] / max(len(self._counts), 1)
 
     def _learn(self, sums: tuple[float, ...], counts: tuple[float, ...]) -> None:
         """Move the weights towards the components that expected this request."""
@@ -110,7 +140,7 @@ class ReuseRates:
             for weight, part in zip(weights, expected, strict=True)
         ]
         whole = sum(learned)
-        self.weights = [weight / whole for weight in learned]
+        self._weights = [weight / whole for weight in learned]
 
 
 def _decayed(counts: tuple[float, ...], elapsed: float) -> tuple[float, ...]:

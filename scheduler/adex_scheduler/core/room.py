@@ -1,17 +1,13 @@
 """Where on the device an adapter's run of pages can be, and whom it displaces. Pure planning."""
 
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from adex_scheduler.core.adapters import Adapter
 from adex_scheduler.core.pool import PagePool
 
 _YES = b"\x01"
 _NO = b"\x00"
-# Candidates that are tried together at first.
-_FIRST_CHOSEN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +41,29 @@ def find_room(
 
 
 def _displacing(pages: int, loose: bytearray, candidates: Iterable[Adapter]) -> Room | None:
-    """A run of `loose` pages, in which there is none as it is, and of the candidates'."""
-    run = _YES * pages
-    chosen: list[Adapter] = []
-    # More at a time as it goes on: a search of the map costs as much as many candidates.
-    rest, count = iter(candidates), _FIRST_CHOSEN
-    while some := list(islice(rest, count)):
-        with_some = _with(loose, some)
-        if with_some.find(run) >= 0:
-            # The run needs the last of the fewest that make it, and it is the only one so far.
-            fewest = bisect_left(
-                range(1, len(some)), x=True, key=lambda k: _with(loose, some[:k]).find(run) >= 0
-            )
-            chosen += some[: fewest + 1]
-            return _fewest_victims(_with(loose, some[: fewest + 1]), pages, chosen)
-        loose = with_some
-        chosen += some
-        count *= 2
+    """A run of `loose` pages, in which there is none as it is, and of the candidates'.
+
+    `loose` is the caller's to give away: the candidates' pages are marked in it, one by one.
+    """
+    chosen: dict[int, Adapter] = {}
+    for one in candidates:
+        chosen[one.first_page] = one
+        loose[one.first_page : one.stop_page] = _YES * one.pages
+        # Only around these pages can a run have grown as long, and none was before them.
+        start = loose.rfind(_NO, 0, one.first_page) + 1
+        above = loose.find(_NO, one.stop_page)
+        stop = above if above >= 0 else len(loose)
+        if stop - start >= pages:
+            return _fewest_victims(start, stop, pages, chosen)
     return None
 
 
-def _with(loose: bytearray, adapters: list[Adapter]) -> bytearray:
-    """The map of loose pages if these adapters' were too."""
-    wider = bytearray(loose)
-    for adapter in adapters:
-        wider[adapter.first_page : adapter.stop_page] = _YES * adapter.pages
-    return wider
+def _fewest_victims(start: int, stop: int, pages: int, chosen: dict[int, Adapter]) -> Room:
+    """The window of `pages` in the run [start, stop) that touches the fewest, the lowest of equals.
 
-
-def _fewest_victims(loose: bytearray, pages: int, adapters: list[Adapter]) -> Room:
-    """The window of `pages` in the first run as long that touches the fewest, the lowest of equals.
-
-    `loose` are the pages that are loose once `adapters` are gone.
+    `chosen` are adapters by their first page; those within the run make it up with loose pages.
     """
-    start = loose.find(_YES * pages)
-    above = loose.find(_NO, start)
-    stop = above if above >= 0 else len(loose)
-    chosen = {one.first_page: one for one in adapters if start <= one.first_page < stop}
-    inside = sorted(chosen)
+    inside = sorted(first for first in chosen if start <= first < stop)
     edges = {start, stop - pages}
     for first in inside:
         edges |= {first, chosen[first].stop_page, first - pages, chosen[first].stop_page - pages}

@@ -18,6 +18,7 @@ from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.eviction import Eviction
 from adex_scheduler.core.fairness import Line, Tenants
+from adex_scheduler.core.groups import Group, groups_of
 from adex_scheduler.core.instructions import Disconnect, Outbox, Send
 from adex_scheduler.core.links import OTHER, SOURCES
 from adex_scheduler.core.pool import PagePool
@@ -74,6 +75,19 @@ class Tiers:
         # For those who watch: whoever has a slot, and with it pages, and whoever is in host memory.
         self.in_slots: OrderedDict[str, Adapter] = OrderedDict()
         self.in_host: OrderedDict[str, Adapter] = OrderedDict()
+        # By bit: the group, and the tier whose copies fall idle with it.
+        self._groups: Mapping[int, tuple[OrderedDict[str, Adapter], Tier | None]] = {
+            Group.DEVICE_IDLE: (self.device_idle, Tier.DEVICE),
+            Group.DEVICE_WANTED: (self.device_wanted, None),
+            Group.DEVICE_PINNED: (self.device_pinned, None),
+            Group.DEVICE_KEPT: (self.device_kept, None),
+            Group.DRAINING: (self.draining, None),
+            Group.HOST_IDLE: (self.host_idle, Tier.HOST),
+            Group.HOST_KEPT: (self.host_kept, None),
+            Group.DISK_IDLE: (self.disk_idle, Tier.DISK),
+            Group.IN_SLOTS: (self.in_slots, None),
+            Group.IN_HOST: (self.in_host, None),
+        }
         self.slots_free = list(range(1, info.slots_max + 1))
         heapify(self.slots_free)
         self.slots_leaving = self.pages_leaving = 0
@@ -348,30 +362,22 @@ class Tiers:
         self._relocate(adapter)
 
     def settle(self, adapter: Adapter) -> None:
-        """Let the idle groups say what the adapter's state says."""
-        known = adapter.digest in self.adapters
-        residence = adapter.residence
-        on_device = known and residence is Residence.DEVICE
-        unpinned = on_device and adapter.pins == 0
-        unused = known and adapter.users == 0
-        host_spare = on_device or (unused and residence is Residence.HOST)
-        host_held = host_spare and adapter.host is HostCopy.HELD
-        kept = adapter.kept is Tier.DEVICE
-        if _include(self.device_idle, adapter, unpinned and not adapter.waiting and not kept):
-            self.device_idled += 1
-            self.eviction.enter(Tier.DEVICE, adapter)
-        _include(self.device_wanted, adapter, unpinned and bool(adapter.waiting) and not kept)
-        _include(self.device_pinned, adapter, on_device and adapter.pins > 0 and not kept)
-        _include(self.device_kept, adapter, unpinned and kept)
-        _include(self.draining, adapter, known and residence is Residence.DRAINING)
-        if _include(self.host_idle, adapter, host_held and adapter.kept is not Tier.HOST):
-            self.eviction.enter(Tier.HOST, adapter)
-        _include(self.host_kept, adapter, host_held and adapter.kept is Tier.HOST)
-        on_disk = residence is Residence.DISK
-        if _include(self.disk_idle, adapter, unused and on_disk and not adapter.kept):
-            self.eviction.enter(Tier.DISK, adapter)
-        _include(self.in_slots, adapter, known and adapter.slot > 0)
-        _include(self.in_host, adapter, known and adapter.host is not HostCopy.NONE)
+        """Let the groups say what the adapter's state says."""
+        belongs = groups_of(adapter) if adapter.digest in self.adapters else 0
+        changed = belongs ^ adapter.groups
+        if not changed:
+            return
+        adapter.groups = belongs
+        for bit, (group, idle_in) in self._groups.items():
+            if not changed & bit:
+                continue
+            if not belongs & bit:
+                del group[adapter.digest]
+                continue
+            group[adapter.digest] = adapter
+            if idle_in is not None:
+                self.device_idled += idle_in is Tier.DEVICE
+                self.eviction.enter(idle_in, adapter)
 
 
 _BELOW_DEVICE: Mapping[HostCopy, Residence] = {
@@ -379,17 +385,6 @@ _BELOW_DEVICE: Mapping[HostCopy, Residence] = {
     HostCopy.LEAVING: Residence.LEAVING_HOST,
     HostCopy.NONE: Residence.DISK,
 }
-
-
-def _include(group: OrderedDict[str, Adapter], adapter: Adapter, belongs: bool) -> bool:
-    """Let the group hold the adapter where it belongs there; whether it has come in now."""
-    digest = adapter.version.digest
-    changes = belongs is not (digest in group)
-    if changes and belongs:
-        group[digest] = adapter
-    elif changes:
-        del group[digest]
-    return changes and belongs
 
 
 def _overlap(victim: Adapter, claimant: Adapter | None) -> int:
