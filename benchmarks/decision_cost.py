@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from adex_proto.outcome import StepOutcome
+from adex_scheduler.collecting import collect_rarely
 from adex_scheduler.core.events import Event
 from adex_scheduler.core.instructions import Instruction
 from adex_scheduler.core.state import SchedulerCore
@@ -40,10 +41,10 @@ HEADING = """\
 
 {now}, {machine}, Python {python}: `python benchmarks/decision_cost.py`
 
-CPU time of `SchedulerCore.handle` in microseconds, under a closed loop of as many callers as
-sequences run, on a simulated H200 with 94.6 GB for KV cache and adapters and 64 GB of host memory,
-Zipf over adapters of mixed ranks. A step's own event also plans the next one. Fixed work that
-decides nothing takes {fixed[0]} at the median and {fixed[1]} at the 99th percentile of as many
+CPU time of `SchedulerCore.handle` in microseconds, garbage collected as in the scheduler's process,
+under a closed loop of as many callers as sequences run, on a simulated H200 with 94.6 GB for KV
+cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. A step's own event
+also plans the next one. Fixed work that decides nothing takes {fixed[0]} at the median and {fixed[1]} at the 99th percentile of as many
 goes: so much of the spread is the machine's, where {busy:.1f} processes wanted a core at the start.
 
 | registered | running | step p50 | step p99 | any event p50 | any event p99 | adapters moved |
@@ -80,6 +81,7 @@ def measure(registered: int, running: int) -> tuple[Timed, int]:
     ranks |= {one.adapter: one.rank for one in requests if one.adapter is not None}
     worker = ModelledWorker(MACHINE, ranks)
     timed = Timed(SchedulerCore(worker.info(), SIMULATED_LIMITS))
+    collect_rarely()
     with suppress(StopIteration):
         Simulation(timed, worker, requests, Course(streams=running)).run()
     return timed, timed.core.statistics().page_ins

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from adex_proto.errors import AdexError, ValidationError
 from adex_proto.logs import LogFormat, configure_logging
+from adex_scheduler.collecting import collect_rarely
 from adex_scheduler.config import SchedulerOptions, parse_options
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.engine import Engine
@@ -82,6 +83,7 @@ async def _serve(options: SchedulerOptions) -> int:
     telling = asyncio.create_task(_tell_readiness(engine, rpc, options.model_id))
     try:
         await _listen(options, rest, rpc)
+        collect_rarely()
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

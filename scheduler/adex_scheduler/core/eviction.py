@@ -84,6 +84,7 @@ class LeastValued:
     def __init__(self, rates: ReuseRates, links: Links) -> None:
         self.rates = rates
         self._links = links
+        self._page_in, self._stage = links.into(Tier.DEVICE), links.into(Tier.HOST)
         self.clear()
 
     def clear(self) -> None:
@@ -111,18 +112,22 @@ class LeastValued:
 
     def value(self, tier: Tier, adapter: Adapter) -> float:
         """Seconds per byte that keeping the copy is expected to save for each request to come."""
-        size = adapter.version.bundle_bytes
-        named = tier is Tier.DISK and adapter.names
-        source = next(iter(adapter.names)).source if named else OTHER
-        seconds = self._links.into(tier, source).seconds(size)
-        if tier is Tier.DEVICE and adapter.host is not HostCopy.HELD:
-            # The copy in host memory has gone, so it would come from the disk.
-            seconds += self._links.into(Tier.HOST).seconds(size)
-        value = self.rates.share(adapter.digest) * seconds / size
-        if tier is Tier.HOST and adapter.residence is Residence.DEVICE:
-            # It saves something only once the copy on the device has gone.
-            value *= _UNDER_DEVICE_COPY
-        return value
+        version = adapter.version
+        size = version.bundle_bytes
+        if tier is Tier.DEVICE:
+            seconds = self._page_in.cost.seconds(size)
+            if adapter.host is not HostCopy.HELD:
+                # The copy in host memory has gone, so it would come from the disk.
+                seconds += self._stage.cost.seconds(size)
+        elif tier is Tier.HOST:
+            seconds = self._stage.cost.seconds(size)
+            if adapter.residence is Residence.DEVICE:
+                # It saves something only once the copy on the device has gone.
+                seconds *= _UNDER_DEVICE_COPY
+        else:
+            source = next(iter(adapter.names)).source if adapter.names else OTHER
+            seconds = self._links.into(tier, source).cost.seconds(size)
+        return self.rates.share(version.digest) * seconds / size
 
 
 # (value, number of the entry, digest)

@@ -51,7 +51,7 @@ def apply_outcome(
             if computed >= sequence.share_at:
                 blocks.enter(sequence)
     tokens = outcome.tokens
-    if not dropped.isdisjoint(tokens.sequences):
+    if dropped and not dropped.isdisjoint(tokens.sequences):
         tokens = tokens.without(dropped)
     # The one thing done for each token: what else it may mean is asked of all of them at once.
     for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):
