@@ -44,8 +44,9 @@ HEADING = """\
 CPU time of `SchedulerCore.handle` in microseconds, garbage collected as in the scheduler's process,
 under a closed loop of as many callers as sequences run, on a simulated H200 with 94.6 GB for KV
 cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. A step's own event
-also plans the next one. Fixed work that decides nothing takes {fixed[0]} at the median and {fixed[1]} at the 99th percentile of as many
-goes: so much of the spread is the machine's, where {busy:.1f} processes wanted a core at the start.
+also plans the next one. Fixed work that decides nothing takes {fixed[0]} at the median and
+{fixed[1]} at the 99th percentile of as many goes: so much of the spread is the
+machine's, where {busy:.1f} processes wanted a core at the start.
 
 | registered | running | step p50 | step p99 | any event p50 | any event p99 | adapters moved |
 |---|---|---|---|---|---|---|
