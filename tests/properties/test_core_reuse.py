@@ -93,3 +93,14 @@ def test_no_more_adapters_are_remembered_than_may_be() -> None:
         rates.note(f"a{index}", index * 0.1)
     assert len(rates) == 3
     assert math.isclose(sum(rates.share(f"a{index}") for index in (47, 48, 49)), 1.0, rel_tol=1e-6)
+
+
+@given(quiet_s=st.floats(0.0, 1e8))
+def test_however_long_nobody_asked_the_next_request_is_counted(quiet_s: float) -> None:
+    rates = ReuseRates(known_max=10)
+    rates.note("a", 0.0)
+    rates.note("b", 1.0)
+    rates.note("a", 1.0 + quiet_s)
+    assert rates.share("a") > rates.share("b") > 0.0
+    assert math.isclose(rates.share("a") + rates.share("b"), 1.0, rel_tol=1e-6)
+    assert math.isclose(sum(rates.weights), 1.0, rel_tol=1e-9)

@@ -128,8 +128,9 @@ class ReuseRates:
     def _learn(self, sums: tuple[float, ...], counts: tuple[float, ...]) -> None:
         """Move the weights towards the components that expected this request."""
         weights = self.weights
+        # After hours without a request the short counts are 0 to the last bit, and their sums too.
         expected = [
-            weight * count / total
+            weight * count / total if total else 0.0
             for weight, count, total in zip(weights, counts, sums, strict=False)
         ]
         expected.append(weights[-1] / max(len(self._counts), 1))

@@ -32,6 +32,16 @@ def test_a_request_gets_as_many_tokens_as_it_asked_for() -> None:
     assert not desk.core.sequences
 
 
+def test_after_a_night_without_requests_an_adapter_serves_as_before() -> None:
+    desk = Desk()
+    adapters = [desk.publish("a"), desk.publish("b")]
+    for desk.now in (0.0, 1.0, 40_000.0, 1e8):
+        numbers = [desk.arrive(adapter) for adapter in adapters]
+        desk.settle()
+        for number, name in zip(numbers, "ab", strict=True):
+            assert desk.tokens[number] == desk.expected(number, f"digest-{name}")
+
+
 def test_an_end_token_at_the_last_allowed_position_counts_as_the_end_token() -> None:
     prompt = prompt_whose_outputs(lambda out: len(out) == 3 and out[2] == EOS)
     desk = Desk()
