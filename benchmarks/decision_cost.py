@@ -6,13 +6,16 @@ The core runs against the modelled worker of `adex simulate`: so many callers, e
 next request of a Zipf trace over adapters of mixed ranks as soon as it is answered, so sequences
 begin and end and adapters come and go all the while. Each row tells of all events, and of step
 outcomes alone, whose handling plans the next step. CPU time of the thread is counted, collections
-of garbage included, so a shared machine changes little. Writes a table under benchmarks/results/.
+of garbage included, so a shared machine changes little. Writes a table under benchmarks/results/,
+and above it what the core's books take in memory.
 """
 
 import argparse
+import gc
 import os
 import platform
 import time
+import tracemalloc
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,7 +30,7 @@ from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.simulate.loop import Course, Simulation
 from adex_scheduler.simulate.machine import Memory, read_machine
 from adex_scheduler.simulate.systems import SIMULATED_LIMITS
-from adex_scheduler.simulate.trace import adapter_name
+from adex_scheduler.simulate.trace import TracedRequest, adapter_name
 from adex_scheduler.simulate.worker import ModelledWorker
 from adex_scheduler.simulate.workloads import RANK_SETS, Load, zipf
 
@@ -36,6 +39,7 @@ RESULTS = Path(__file__).parent / "results"
 MACHINE = replace(read_machine("h200-llama-8b"), memory=Memory(94.6e9, 64e9, 1e15))
 STEPS = 3000
 WARM = 500
+BOOKS = 10_000
 HEADING = """\
 # What a scheduling decision costs
 
@@ -47,6 +51,8 @@ cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. 
 also plans the next one. Fixed work that decides nothing takes {fixed[0]} at the median and
 {fixed[1]} at the 99th percentile of as many goes: so much of the spread is the
 machine's, where {busy:.1f} processes wanted a core at the start.
+
+A core that has served each of {registered} adapters once holds {books:.0f} MB (`tracemalloc`).
 
 | registered | running | step p50 | step p99 | any event p50 | any event p99 | adapters moved |
 |---|---|---|---|---|---|---|
@@ -88,6 +94,27 @@ def measure(registered: int, running: int) -> tuple[Timed, int]:
     return timed, timed.core.statistics().page_ins
 
 
+def books_mb(registered: int) -> float:
+    """What a core holds that has served so many adapters once each, and runs nothing any more."""
+    tracemalloc.start()
+    ranks = RANK_SETS["mix"]
+    known = {adapter_name(index): ranks[index % len(ranks)] for index in range(registered)}
+    requests = [TracedRequest(0.0, "", name, 8, 2, rank) for name, rank in known.items()]
+    worker = ModelledWorker(MACHINE, known)
+    core = SchedulerCore(worker.info(), SIMULATED_LIMITS)
+    Simulation(core, worker, requests, Course(streams=64)).run()
+    assert len(core.tiers.adapters) == registered
+    # The core alone is left, and what goes with it is counted, adapters' names among it.
+    del worker, requests, known
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    del core
+    gc.collect()
+    held = before - tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return held / 1e6
+
+
 def yardstick() -> tuple[str, str]:
     """What the machine itself makes of fixed work about as long as a large step: p50, p99."""
     seconds: list[float] = []
@@ -125,6 +152,8 @@ def main() -> None:
         python=platform.python_version(),
         fixed=yardstick(),
         busy=os.getloadavg()[0],
+        registered=BOOKS,
+        books=books_mb(BOOKS),
     )
     print(text, end="", flush=True)
     for registered in options.registered:
