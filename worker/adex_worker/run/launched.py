@@ -22,6 +22,7 @@ def _none() -> IntArray:
 class Launched:
     """A step that is under way.
 
+    `sequences` are the numbers of all that it computes: their rows may change hands meanwhile.
     `numbers`, `generated` (tokens before this step's), `needs` and `wanted` (alternatives) are of
     the rows that sample, [sampled], as they were at its launch. `errors` are by table row.
     """
@@ -31,6 +32,7 @@ class Launched:
     device: torch.device
     failures: list[SequenceFailure] = field(default_factory=list[SequenceFailure])
     inputs: StepInputs | None = None
+    sequences: IntArray = field(default_factory=_none)
     scored: ScoredRows | None = None
     logits: Tensor | None = None
     numbers: IntArray = field(default_factory=_none)

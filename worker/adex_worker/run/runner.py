@@ -266,7 +266,7 @@ class Runner:
 
     def _begin(self, launched: Launched, inputs: StepInputs) -> None:
         table, rows = self._sequences, inputs.sampled
-        launched.inputs = inputs
+        launched.inputs, launched.sequences = inputs, table.numbers[inputs.table_rows]
         try:
             launched.scored = scored_rows(inputs, table, self._sampling)
             launched.logits = self._logits(inputs, launched.scored)
@@ -303,18 +303,20 @@ class Runner:
 
     def _fail_all(self, launched: Launched, error: Exception) -> None:
         """Whatever a pass raises costs its step's sequences and nothing else."""
-        assert launched.inputs is not None, "a step without sequences launches nothing"
         _LOG.error("step %d failed", launched.step, exc_info=error)
         shown = (
             error
             if isinstance(error, AdexError)
             else StepFailed(f"the step failed inside the worker ({type(error).__name__})")
         )
-        numbers = self._sequences.numbers[launched.inputs.table_rows].tolist()
+        numbers = launched.sequences.tolist()
         launched.failures += [SequenceFailure(number, shown) for number in numbers]
         launched.logits = launched.draws = None
         launched.scores = ()
         self._sequences.fail(numbers, launched.step)
+        if launched.arrival is None:
+            # What was launched until then still reads and writes the step's pages.
+            launched.arrival = Download(self._kv.device)
 
     def _learn(self, launched: Launched, sampled: Sampled) -> SampledTokens:
         """Take the tokens in; those of sequences that went meanwhile are only told."""

@@ -13,7 +13,10 @@ from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
 from adex_proto.sampling import SamplingParams
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.views import ResidentSlots
+from adex_worker.run import runner, sample
+from adex_worker.run.arrays import Download
 from adex_worker.run.runner import Runner, last_tokens
+from adex_worker.run.sample import Draws, Sampled
 
 VOCABULARY, PAGES, TOKENS = 40, 64, 16
 STEPS = 14
@@ -149,15 +152,15 @@ def test_a_step_after_a_failed_one_fails_too_and_costs_nobody_else() -> None:
 
 
 def test_a_sequence_that_is_finished_while_its_step_runs_gives_its_row_to_another() -> None:
-    runner = runner_of(Chain(), overlaps=True)
+    running = runner_of(Chain(), overlaps=True)
     first = NewSequence(1, (3, 4), 2, 0, WISHES["penalised"])
     other = NewSequence(2, (5, 6, 7), 3, 0, WISHES["greedy"])
-    began = runner.begin(StepPlan(0, (first,), (Span(1, 0, 2, True, (1,)),)))
+    began = running.begin(StepPlan(0, (first,), (Span(1, 0, 2, True, (1,)),)))
     began.choose()
-    then = runner.begin(StepPlan(1, (other,), (Span(2, 0, 3, True, (2,)),), (1,)))
+    then = running.begin(StepPlan(1, (other,), (Span(2, 0, 3, True, (2,)),), (1,)))
     assert began.finish().tokens.sequences == (1,)
     then.choose()
-    last = runner.begin(StepPlan(2, (), (), (), Decodes((2,))))
+    last = running.begin(StepPlan(2, (), (), (), Decodes((2,))))
     one = then.finish().tokens
     last.choose()
     two = last.finish().tokens
@@ -167,3 +170,55 @@ def test_a_sequence_that_is_finished_while_its_step_runs_gives_its_row_to_anothe
         alone.run(StepPlan(1, (), (), (), Decodes((2,)))).tokens,
     ]
     assert [one, two] == expected
+
+
+class Unreadable(Draws):
+    """Draws of a device that fails."""
+
+    def read(self) -> Sampled:
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_step_that_cannot_be_read_fails_those_it_computed_and_not_who_has_their_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = runner_of(Chain(), overlaps=True)
+    first = NewSequence(1, (3, 4), 2, 0, WISHES["greedy"])
+    other = NewSequence(2, (5, 6, 7), 3, 0, WISHES["greedy"])
+    began = running.begin(StepPlan(0, (first,), (Span(1, 0, 2, True, (1,)),)))
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "Draws", Unreadable)
+        began.choose()
+    then = running.begin(StepPlan(1, (other,), (Span(2, 0, 3, True, (2,)),), (1,)))
+    assert [failure.sequence for failure in began.finish().failures] == [1]
+    then.choose()
+    outcome = then.finish()
+    assert outcome.tokens.sequences == (2,)
+    assert not outcome.failures
+
+
+@pytest.mark.parametrize("where", ["forward", "sample"])
+def test_a_step_that_fails_is_told_of_once_the_device_is_done_with_it(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    waited: list[str] = []
+
+    class Arrival(Download):
+        def wait(self) -> None:
+            waited.append(where)
+            super().wait()
+
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    model = Chain()
+    monkeypatch.setattr(runner, "Download", Arrival)
+    if where == "forward":
+        monkeypatch.setattr(model, "forward", fails)
+    else:
+        monkeypatch.setattr(runner, "sample", fails)
+    first = NewSequence(1, (3, 4), 2, 0, WISHES["greedy"])
+    plan = StepPlan(0, (first,), (Span(1, 0, 2, True, (1,)),))
+    outcome = runner_of(model, overlaps=True).run(plan)
+    assert [failure.sequence for failure in outcome.failures] == [1]
+    assert waited
