@@ -83,13 +83,13 @@ class Decoder:
         spec = self.spec
         return (pages, spec.layers, 2, block_tokens, spec.kv_heads, spec.head_dim)
 
-    @torch.inference_mode()
     def stay_on(self, cores: Sequence[int]) -> None:
         """Have each thread of a compiled step keep a core of its own: that of whoever calls
         `forward`, and the others of its team. Nothing changes where torch computes."""
         if self._native is not None:
             self._native.cores = torch.tensor(cores, dtype=torch.int32)
 
+    @torch.inference_mode()
     def forward(
         self,
         token_ids: Tensor,

@@ -213,3 +213,12 @@ def test_each_thread_of_a_team_that_has_all_cores_keeps_to_one(tmp_path: Path) -
     thread.start()
     thread.join()
     assert {frozenset({core}) for core in cores} <= found[0]
+
+
+def test_a_pass_keeps_nothing_for_gradients(tmp_path: Path) -> None:
+    decoder = model(tmp_path, torch.float32)
+    kv = torch.zeros(decoder.kv_shape(1, BLOCK_TOKENS))
+    table = torch.zeros((1, 1), dtype=torch.int64)
+    attention = AttentionBatch.build([0, 1], [1], table, BLOCK_TOKENS, kv.device, [1])
+    logits = decoder.forward(torch.tensor([5]), torch.tensor([0]), kv, attention)
+    assert logits.is_inference()
