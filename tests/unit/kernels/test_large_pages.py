@@ -17,6 +17,11 @@ def test_much_memory_begins_at_the_border_of_a_large_page(size: int) -> None:
     assert int(found[-1]) == 7
 
 
+def test_memory_that_cannot_be_had_is_an_error_of_memory() -> None:
+    with pytest.raises(MemoryError):
+        memory.zeros(1 << 60)
+
+
 def test_little_memory_takes_no_large_page() -> None:
     found = [memory.zeros(64) for _ in range(3)]
     assert len({each.data_ptr() // LARGE_PAGE for each in found}) < 3
