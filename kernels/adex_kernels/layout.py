@@ -43,6 +43,7 @@ GROUP_MODULES: tuple[tuple[Module, ...], ...] = (
     (Module.GATE, Module.UP),
     (Module.DOWN,),
 )
+MODULES_PER_GROUP_MAX = max(map(len, GROUP_MODULES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,19 @@
 import importlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from adex_kernels.gpu.launch import KEY_SPLITS_MAX, SHRINK_SPLITS_MAX
+from adex_kernels.layout import MODULES_PER_GROUP_MAX
 from adex_proto.outcome import WorkerInfo
 from adex_worker.model.decoder import Decoder
-from adex_worker.run.runner import RecordedDecodes, ResidentViews
+
+if TYPE_CHECKING:
+    from adex_worker.run.graphs import DecodeGraphs, Recorder, Slots
 
 _LOG = logging.getLogger(__name__)
-
-# As `adex_kernels.gpu.launch` and the three modules of a group have it, at most.
-_KEY_SPLITS_MAX, _SHRINK_SPLITS_MAX, _MODULES_MAX = 16, 16, 3
 
 
 def row_bytes(decoder: Decoder, rank_max: int) -> int:
@@ -25,8 +26,8 @@ def row_bytes(decoder: Decoder, rank_max: int) -> int:
     """
     spec, itemsize = decoder.spec, decoder.dtype.itemsize
     wide = 4 * (spec.q_features + 2 * spec.kv_features + 4 * spec.hidden + 3 * spec.intermediate)
-    parts = _KEY_SPLITS_MAX * spec.heads * (spec.head_dim + 2) * 4
-    shrunk = _SHRINK_SPLITS_MAX * _MODULES_MAX * rank_max * 4
+    parts = KEY_SPLITS_MAX * spec.heads * (spec.head_dim + 2) * 4
+    shrunk = SHRINK_SPLITS_MAX * MODULES_PER_GROUP_MAX * rank_max * 4
     running = spec.vocabulary * itemsize + wide * itemsize + parts
     return 2 * running + spec.vocabulary * 4 + shrunk + spec.positions_max
 
@@ -34,11 +35,11 @@ def row_bytes(decoder: Decoder, rank_max: int) -> int:
 def recorded(
     decoder: Decoder,
     kv: Tensor,
-    slots: ResidentViews,
+    slots: "Slots",
     last: Tensor,
     info: WorkerInfo,
-    recorder: Callable[[Any], Any] | None = None,
-) -> tuple[RecordedDecodes | None, str]:
+    recorder: "Recorder | None" = None,
+) -> "tuple[DecodeGraphs | None, str]":
     """The recorded steps, to be called before any page is in use.
 
     `last` is the runner's; `recorder` None is CUDA's.

@@ -23,6 +23,7 @@ from adex_kernels.batch import AttentionBatch, LoraBatch, SlotViews
 from adex_kernels.gpu.attention import AttentionWork, fill_static, static_words
 from adex_kernels.gpu.launch import ENTRY_WORDS, ITEM_WORDS, TILE_WORDS, Words, entries_of
 from adex_kernels.gpu.lora import LoraWork
+from adex_kernels.layout import MODULES_PER_GROUP_MAX
 from adex_worker.run.arrays import upload
 from adex_worker.run.inputs import UNREAD, StepInputs
 
@@ -31,7 +32,6 @@ _ALIGN_WORDS = 4
 # Columns of a step's rows: token, position, length of the sequence, page, offset there, table row.
 _COLUMNS = 6
 _LENS, _PAGES = 2, 3
-_MODULES_PER_GROUP_MAX = 3
 _TOLERANCE = 0.05
 
 Launch = Callable[[], None]
@@ -135,7 +135,7 @@ class DecodeGraphs:
         self._words = torch.zeros(words, dtype=torch.int32, device=device)
         size = (limits.rows_max, limits.vocabulary)
         self._logits = torch.zeros(size, dtype=torch.float32, device=device)
-        ranks_max = _MODULES_PER_GROUP_MAX * limits.rank_max
+        ranks_max = MODULES_PER_GROUP_MAX * limits.rank_max
         entries = self._words[: limits.rows_max * ENTRY_WORDS].view(-1, ENTRY_WORDS)
         self._shrunk = LoraWork.static(entries, ranks_max, slots.table).shrunk
         self._recorded: dict[tuple[int, bool], Launch] = {}

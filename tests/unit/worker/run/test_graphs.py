@@ -27,6 +27,7 @@ from adex_worker.testing import tiny_config
 pytest.importorskip("triton", reason="Triton is not made for this platform")
 
 from adex_kernels.gpu.kernels import TritonKernels
+from adex_worker.recording import recorded
 from adex_worker.run.graphs import CudaRecorder, DecodeGraphs, GraphLimits, Launch, padded_sizes
 
 # Rows of padding hold whatever memory held, and compute with it.
@@ -255,8 +256,6 @@ def test_a_recorder_that_records_something_else_is_found_out(world: World) -> No
 
 
 def test_where_nothing_can_be_recorded_the_reason_is_told(world: World) -> None:
-    # The runner's grammars are not on every machine that has a GPU.
-    recorded = pytest.importorskip("adex_worker.recording", exc_type=ImportError).recorded
     info: Any = SimpleNamespace(
         step_sequences_max=2, positions_max=64, block_tokens=TOKENS, rank_max=8, vocabulary=256
     )
