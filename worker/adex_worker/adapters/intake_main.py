@@ -15,10 +15,10 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import torch
 
@@ -38,7 +38,7 @@ from adex_worker.adapters.intake_wire import (
     read_frame,
     write_frame,
 )
-from adex_worker.adapters.priority import stand_behind
+from adex_worker.adapters.priority import fall_first, stand_behind
 from adex_worker.adapters.sources.served import quieten, served_sources
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ _THREADS = 16
 
 def main() -> None:
     """Serve until the input ends."""
+    fall_first()
     stand_behind()
     # What is typed at a terminal is for the worker, which then ends this input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -56,7 +57,10 @@ def main() -> None:
     # Whatever a library prints must not come between two frames.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _Service(sys.stdin.buffer, output).run()
+    try:
+        _Service(sys.stdin.buffer, output).run()
+    except Exception as error:
+        _give_up(error)
     # Downloads may hang on; nobody waits for them.
     os._exit(0)
 
@@ -80,7 +84,8 @@ class _Service:
         while (frame := read_frame(self._down)) is not None:
             if frame.kind is Kind.COMMAND:
                 self._replies[frame.number] = SimpleQueue()
-                threads.submit(self._carry_out, intake, frame)
+                carried_out = threads.submit(self._carry_out, intake, frame)
+                carried_out.add_done_callback(_answered)
             else:
                 self._replies[frame.number].put(frame.kind)
 
@@ -119,6 +124,19 @@ class _Service:
     def _say(self, frame: Frame) -> None:
         with self._writing:
             write_frame(self._up, frame)
+
+
+def _answered(command: Future[None]) -> None:
+    """The worker would wait for ever for an answer that could not be given."""
+    error = command.exception()
+    if error is not None:
+        _give_up(error)
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    """End, which the worker tells all who wait for this process."""
+    _LOG.critical("adapters can no longer be brought here", exc_info=error)
+    os._exit(1)
 
 
 def _intake(options: IntakeOptions) -> Intake:

@@ -127,12 +127,13 @@ class _Life:
 
     def end(self) -> None:
         """End the process and wait for it."""
-        self._hang_up()
-        try:
-            self._process.wait(_END_S_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # Where it does not read, whoever writes to it has the pipe for as long.
+        if self._hang_up(_END_S_MAX):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S_MAX)
+                return
+        self._process.kill()
+        self._process.wait()
 
     def _decide(self, frame: Frame, permission: Permission, deeds: ExitStack) -> None:
         """Grant what the process asks for, for as long as it takes to answer."""
@@ -173,9 +174,14 @@ class _Life:
             for frames in self._waiting.values():
                 frames.put(None)
 
-    def _hang_up(self) -> None:
-        with self._writing, suppress(OSError):
+    def _hang_up(self, wait_s_max: float = -1) -> bool:
+        """Whether the process has no more input, so that it ends."""
+        if not self._writing.acquire(timeout=wait_s_max):
+            return False
+        with suppress(OSError):
             self._pipe.close()
+        self._writing.release()
+        return True
 
     def _say(self, frame: Frame) -> None:
         # Where nobody reads any more, the listener tells whoever waits.

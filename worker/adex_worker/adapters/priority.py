@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 # How far it stands behind the steps.
 _NICE = 10
@@ -27,3 +28,13 @@ def stand_behind() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def fall_first() -> None:
+    """Let this process be the first that Linux ends where memory runs out.
+
+    Otherwise it would end whoever has most: the one that holds the model.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

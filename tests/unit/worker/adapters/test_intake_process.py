@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -21,13 +22,14 @@ from adex_proto.errors import (
     ValidationError,
 )
 from adex_proto.logs import LogFormat
+from adex_worker.adapters import intake_process
 from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.core.bundle_header import fingerprint_of
 from adex_worker.adapters.disk_tier import DiskTier
 from adex_worker.adapters.format import Limits
 from adex_worker.adapters.intake import granted
 from adex_worker.adapters.intake_process import IntakeProcess
-from adex_worker.adapters.intake_wire import IntakeOptions
+from adex_worker.adapters.intake_wire import Frame, IntakeOptions, Kind
 from adex_worker.adapters.leave import Leave
 from adex_worker.adapters.store import AdapterStore
 from adex_worker.testing import adapter_store, tiny_config, tiny_shape, write_random_adapter
@@ -192,6 +194,42 @@ def test_the_process_ends_with_its_input(tmp_path: Path) -> None:
     assert process.returncode == 0
     with pytest.raises(SourceUnavailable):
         world.store.fetch(world.key("late"))
+
+
+@pytest.mark.slow
+def test_a_command_that_cannot_be_answered_ends_the_process_rather_than_wait(
+    beside: Beside,
+) -> None:
+    key, before = beside.key("after-nonsense", seed=8), beside.pid
+    beside.intake._life._say(Frame(1 << 31, Kind.COMMAND, b"\xff"))
+    wait_until(lambda: beside.intake._life.over)
+    assert beside.store.fetch(key).digest in beside.kept()
+    assert beside.pid != before
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_read_holds_up_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_process, "_END_S_MAX", 0.2)
+    world = Beside(tmp_path)
+    process = world.intake._life._process
+    os.kill(process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        # More than a pipe holds.
+        asked = pool.submit(world.intake.fetch, world.key("long"), "x" * (1 << 20), granted)
+        wait_until(world.intake._life._writing.locked)
+        world.store.close()
+        with pytest.raises(SourceUnavailable):
+            asked.result(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux chooses whom it ends")
+def test_where_memory_runs_out_the_process_falls_before_the_worker(beside: Beside) -> None:
+    beside.store.fetch(beside.key("hungry", seed=9))
+    score = Path(f"/proc/{beside.pid}/oom_score_adj").read_text(encoding="ascii")
+    assert int(score) == 1000
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
