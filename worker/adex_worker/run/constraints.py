@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -144,4 +145,10 @@ def _anywhere() -> Callable[[], None]:
     if not hasattr(os, "sched_getaffinity"):
         return lambda: None
     cores = os.sched_getaffinity(0)
-    return lambda: os.sched_setaffinity(0, cores)
+
+    def spread() -> None:
+        # Cores may be taken from a container while it runs; then these stay where they are.
+        with suppress(OSError):
+            os.sched_setaffinity(0, cores)
+
+    return spread

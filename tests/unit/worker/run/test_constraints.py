@@ -1,5 +1,6 @@
 """Sequences under a grammar: each gets what its grammar allows, whatever else it asks for."""
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -148,6 +149,17 @@ def test_whatever_else_is_asked_for_the_text_is_the_grammars(runner: Runner, opt
     text = said(token_ids)
     assert len(text) == 7
     assert text.replace("-", "").isdigit()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be kept to cores")
+def test_texts_are_constrained_also_where_cores_were_taken_away_meanwhile(
+    grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {1 << 14})
+        constraints = ConstraintTable(grammars)
+    [token_ids], _ = generate(runner_of(constraints), under("[0-9]{3}"))
+    assert said(token_ids).isdigit()
 
 
 def test_where_more_may_follow_the_text_is_as_long_as_asked_for(runner: Runner) -> None:
