@@ -11,8 +11,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from adex_worker.metrics import Sources
 from adex_worker.model.decoder import Decoder, ModelWeights
 from adex_worker.model.source import ModelSource
 from adex_worker.model.weights import load_model
+from adex_worker.progress import progress_bar, progress_lines
 from adex_worker.run.constraints import ConstraintTable
 from adex_worker.run.runner import Runner, last_tokens
 from adex_worker.run.steps import StepThread
@@ -44,7 +45,6 @@ from adex_worker.service.server import WorkerParts
 _LOG = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 16
-_BAR_CELLS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ def assemble(options: WorkerOptions) -> Worker:
     """
     threads = _set_threads(options.threads)
     device = _device(options.device)
+    _stay_at(device)
     started_s = time.monotonic()
     kernels_path = _native(options, device)
     decoder = _load(options, device)
@@ -94,7 +95,7 @@ def assemble(options: WorkerOptions) -> Worker:
         graphs, told = recording.recorded(decoder, kv, store.slots, last, info)
         kernels_path += f"; CUDA graphs: {told}"
     runner = Runner(decoder, kv, arena, store.slots, info, constraints, graphs, last)
-    steps = StepThread(runner)
+    steps = StepThread(runner, partial(_stay_at, device))
     steps.start()
     # The model is here to stay: collecting garbage need not look at it again.
     gc.collect()
@@ -195,7 +196,7 @@ def _load(options: WorkerOptions, device: torch.device) -> Decoder:
             dtype=dtype,
             revision=options.revision,
             int8=options.int8,
-            progress=progress_bar() if sys.stderr.isatty() else progress_lines(),
+            progress=(progress_bar if sys.stderr.isatty() else progress_lines)("loading weights"),
         )
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ValidationError(
@@ -203,33 +204,6 @@ def _load(options: WorkerOptions, device: torch.device) -> Decoder:
             field="device",
             remedy="Serve a smaller model, another dtype, or on a larger device",
         ) from error
-
-
-def progress_bar() -> Callable[[int, int], None]:
-    """Draws one line on the terminal, over and over."""
-
-    def show(done: int, total: int) -> None:
-        cells = _BAR_CELLS * done // max(total, 1)
-        bar = "#" * cells + "." * (_BAR_CELLS - cells)
-        sys.stderr.write(f"\rloading weights [{bar}] {done}/{total}")
-        sys.stderr.write("\n" if done >= total else "")
-        sys.stderr.flush()
-
-    return show
-
-
-def progress_lines() -> Callable[[int, int], None]:
-    """Logs each quarter once."""
-    shown = 0
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        quarter = 4 * done // max(total, 1)
-        if quarter > shown:
-            shown = quarter
-            _LOG.info("loading weights: %d of %d tensors", done, total)
-
-    return show
 
 
 def _set_threads(wanted: int | None) -> int:
@@ -277,6 +251,12 @@ def _device(name: str) -> torch.device:
             remedy="Give --device cpu, or install a torch built for this machine's driver",
         )
     return torch.device("cuda", index)
+
+
+def _stay_at(device: torch.device) -> None:
+    """Have this thread launch on `device`: Triton asks the thread for it, not the tensors."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def _machine(cache_dir: Path, device: torch.device) -> Machine:

@@ -1,8 +1,6 @@
 """Whether steps of decodes are recorded on this worker's device, and what to tell of it."""
 
 import importlib
-import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -11,11 +9,10 @@ from adex_kernels.gpu.launch import KEY_SPLITS_MAX, SHRINK_SPLITS_MAX
 from adex_kernels.layout import MODULES_PER_GROUP_MAX
 from adex_proto.outcome import WorkerInfo
 from adex_worker.model.decoder import Decoder
+from adex_worker.progress import progress_lines
 
 if TYPE_CHECKING:
     from adex_worker.run.graphs import DecodeGraphs, Recorder, Slots
-
-_LOG = logging.getLogger(__name__)
 
 
 def row_bytes(decoder: Decoder, rank_max: int) -> int:
@@ -60,7 +57,7 @@ def recorded(
     try:
         recorder = recorder or graphs.CudaRecorder(decoder.device)
         found = graphs.DecodeGraphs(decoder, kv, slots, last, limits, recorder)
-        found.record(_progress())
+        found.record(progress_lines("recording decode steps"))
         fault: str | None = found.fault()
     except Exception as error:
         # Drivers fail in every way there is; steps can still be launched one by one.
@@ -68,17 +65,3 @@ def recorded(
     if fault is not None:
         return None, f"none ({fault})"
     return found, f"up to {limits.rows_max} rows"
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Logs each quarter once."""
-    shown = 0
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        quarter = 4 * done // max(total, 1)
-        if quarter > shown:
-            shown = quarter
-            _LOG.info("recording decode steps: %d of %d", done, total)
-
-    return show

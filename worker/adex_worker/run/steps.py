@@ -68,8 +68,9 @@ class StepThread:
     `last_step` is the number of the last step finished since the last reset, -1 for none.
     """
 
-    def __init__(self, runner: StepRunner) -> None:
-        self._runner = runner
+    def __init__(self, runner: StepRunner, prepare: Callable[[], object] = lambda: None) -> None:
+        """`prepare` is the first thing that the thread does; it must not raise."""
+        self._runner, self._prepare = runner, prepare
         self._queue: deque[_Step | _Reset] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -119,6 +120,7 @@ class StepThread:
         self._queue.extend(kept)
 
     def _loop(self) -> None:
+        self._prepare()
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._queue or self._stopping or self._has_arrived())

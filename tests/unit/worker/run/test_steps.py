@@ -77,6 +77,19 @@ def test_plans_run_in_order_on_one_thread() -> None:
     steps.stop()
 
 
+def test_the_thread_is_prepared_before_its_first_step() -> None:
+    runner, done = SlowRunner(), threading.Event()
+    runner.go.set()
+    steps = StepThread(
+        runner, lambda: runner.log.append(f"prepared {threading.current_thread().name}")
+    )
+    steps.start()
+    steps.submit(plan(0), lambda _: done.set())
+    assert done.wait(10)
+    assert runner.log == [f"prepared {runner.threads.pop()}", "step 0"]
+    steps.stop()
+
+
 def test_a_reset_drops_what_waits_lets_the_running_step_finish_and_forgets() -> None:
     runner = SlowRunner()
     steps, outcomes = started(runner)
