@@ -83,7 +83,8 @@ def _measure(model: str, parts: list[str], device: torch.device, report: Report)
         served = "triton, interpreted: no figure here means anything"
     else:
         dtype = world.decoder.dtype
-        served = check.serve(device, dtype, spec.heads, spec.kv_heads, spec.head_dim)
+        heads = spec.heads, spec.kv_heads, spec.head_dim
+        served = check.serve(device, dtype, *heads, spec.vocabulary)
     if not served.startswith("triton"):
         raise SystemExit(f"the kernels do not serve here, {served}: nothing to measure")
     world.record(lambda done, total: progress(f"recording {model}", done, total))

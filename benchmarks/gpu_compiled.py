@@ -26,6 +26,7 @@ from unittest import mock
 # Triton decides this when it is first imported.
 os.environ["TRITON_INTERPRET"] = "0"
 
+import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -33,7 +34,8 @@ from triton.runtime import JITFunction, driver
 
 from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import AttentionBatch
-from adex_kernels.gpu import attention, fused, lora
+from adex_kernels.draw import DrawnRows
+from adex_kernels.gpu import attention, draw, fused, lora
 from adex_kernels.layout import GROUP_MODULES, Group, LinearShape, ModelShape
 
 _TOKENS, _PAGES, _SLOTS, _RANKS_MAX = 16, 1 << 18, 512, 192
@@ -53,6 +55,7 @@ class Sizes:
     window: int | None = None
     softcap: float | None = None
     activation: str = "silu"
+    vocabulary: int = 128_256
 
     @property
     def shape(self) -> ModelShape:
@@ -67,8 +70,8 @@ class Sizes:
 MODELS = {
     "8b": Sizes(4096, 32, 8, 128, 14336),
     "1b": Sizes(2048, 32, 8, 64, 8192),
-    "gemma-2-2b": Sizes(2304, 8, 4, 256, 9216, 4096, 50.0, "gelu_tanh"),
-    "qwen2.5-0.5b": Sizes(896, 14, 2, 64, 4864),
+    "gemma-2-2b": Sizes(2304, 8, 4, 256, 9216, 4096, 50.0, "gelu_tanh", 256_000),
+    "qwen2.5-0.5b": Sizes(896, 14, 2, 64, 4864, vocabulary=151_936),
 }
 
 
@@ -135,6 +138,7 @@ def launch_all(sizes: Sizes, dtype: torch.dtype) -> None:
             _launch_lora(sizes, dtype, rows, layer)
         _launch_attention(sizes, dtype, layer, [512, 5000 - 4300 * layer, 300])
     _launch_between(sizes, dtype)
+    _launch_draw(sizes)
 
 
 def _launch_lora(sizes: Sizes, dtype: torch.dtype, rows: int, layer: int) -> None:
@@ -177,6 +181,16 @@ def _launch_between(sizes: Sizes, dtype: torch.dtype) -> None:
     heads = empty(8, sizes.heads + 2 * sizes.kv_heads, sizes.head_dim)
     for layer in (0, 1):
         fused.rotate_write_(heads, turned, turned, kv, layer, cells, cells, sizes.heads)
+
+
+def _launch_draw(sizes: Sizes) -> None:
+    for count in (1, 3, 16):
+        logits = torch.empty((16, sizes.vocabulary), device="meta")
+        finite = torch.empty(16, dtype=torch.bool, device="meta")
+        reals = np.ones(count, np.float32)
+        rows, keys = np.arange(count), np.zeros(count, np.int32)
+        drawn = DrawnRows(rows, keys, reals, rows, reals, reals, reals)
+        draw.draw_(torch.empty(16, dtype=torch.int64, device="meta"), logits, finite, drawn)
 
 
 def described(model: str, dtype: str, capability: int, kernel: Any) -> Compiled:

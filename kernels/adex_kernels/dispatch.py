@@ -1,8 +1,8 @@
 """The door to the device math: each call goes to the best implementation for its tensors.
 
 Plain torch on every device, but for the low-rank terms, which a CPU may have compiled. Nothing here
-waits for the device or loops over tokens; what a step needs more than once (indices, masks) is kept
-in its batch.
+waits for the device, but draws in plain torch, or loops over tokens; what a step needs more than
+once (indices, masks) is kept in its batch.
 """
 
 from typing import Any, Protocol
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adex_kernels import between
+from adex_kernels import between, draw
 from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 from adex_kernels.dense_lora import add_dense_
+from adex_kernels.draw import DrawnRows
 from adex_kernels.native import lora as native
 
 # Scores of capped attention are formed for as many queries at a time as keep them within this.
@@ -68,6 +69,8 @@ class DeviceKernels(Protocol):
     ) -> Tensor: ...
 
     def gate(self, gate_up: Tensor, activation: str) -> Tensor: ...
+
+    def draw_(self, chosen: Tensor, logits: Tensor, finite: Tensor, drawn: DrawnRows) -> None: ...
 
 
 def serve_with(kernels: DeviceKernels, kind: str) -> None:
@@ -156,6 +159,24 @@ def gate(gate_up: Tensor, activation: str) -> Tensor:
     if kernels := _KERNELS.get(gate_up.device.type):
         return kernels.gate(gate_up, activation)
     return between.gate(gate_up, activation)
+
+
+def draw_(chosen: Tensor, logits: Tensor, finite: Tensor, drawn: DrawnRows) -> None:
+    """Draw one token for each of the `drawn` rows.
+
+    Args:
+        chosen: [rows] int64, where the tokens go.
+        logits: [rows, vocabulary] float32, overwritten; -inf where a token may not be drawn.
+        finite: [rows] bool; a row that is not gets some token of the vocabulary.
+    """
+    if kernels := _KERNELS.get(logits.device.type):
+        # Typical-p, which is rare, wants its tokens in an order of their own; torch sorts them.
+        typical = drawn.typical_p < 1
+        if not typical.all():
+            kernels.draw_(chosen, logits, finite, drawn.at(~typical))
+        drawn = drawn.at(typical)
+    if len(drawn):
+        draw.draw_(chosen, logits, finite, drawn)
 
 
 def attention(

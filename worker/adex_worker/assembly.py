@@ -131,7 +131,8 @@ def _triton(decoder: Decoder) -> str:
     # Imported here and only now: Triton is not made for every platform.
     check = importlib.import_module("adex_kernels.gpu.check")
     spec, device = decoder.spec, decoder.device
-    path: str = check.serve(device, decoder.dtype, spec.heads, spec.kv_heads, spec.head_dim)
+    sizes = spec.heads, spec.kv_heads, spec.head_dim, spec.vocabulary
+    path: str = check.serve(device, decoder.dtype, *sizes)
     return path
 
 

@@ -7,13 +7,16 @@ served by torch, and the reason is told.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from adex_kernels import dispatch
+from adex_kernels import dispatch, draw
 from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import AttentionBatch, LoraBatch
+from adex_kernels.draw import DrawnRows
 from adex_kernels.gpu.kernels import TritonKernels
 from adex_kernels.layout import Group, LinearShape, ModelShape, Module, bundle_layout
+from adex_kernels.noise import draw_keys
 
 _TOKENS, _PAGES, _RANK = 16, 64, 12
 Noise = Callable[..., torch.Tensor]
@@ -21,14 +24,16 @@ Noise = Callable[..., torch.Tensor]
 _TOLERANCE = 0.05
 
 
-def serve(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> str:
+def serve(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int, vocabulary: int
+) -> str:
     """Have `dispatch` use the kernels on this kind of device where they are right.
 
     Returns: "triton", or "torch" with the reason.
     """
     kernels = TritonKernels()
     try:
-        fault = _fault(kernels, device, dtype, heads, kv_heads, dim)
+        fault = _fault(kernels, device, dtype, heads, kv_heads, dim, vocabulary)
     except Exception as error:
         # Compilers fail in every way there is.
         fault = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -45,6 +50,7 @@ def _fault(
     heads: int,
     kv_heads: int,
     dim: int,
+    vocabulary: int,
 ) -> str | None:
     generator = torch.Generator().manual_seed(0)
 
@@ -60,6 +66,8 @@ def _fault(
     worst = _between_error(kernels, noise, device, heads, kv_heads, dim)
     if not worst <= _TOLERANCE:
         return f"what lies between products is off by {worst:.3g}"
+    if wrong := _wrong_draws(kernels, noise, device, vocabulary):
+        return f"{wrong} draws are other tokens"
     return None
 
 
@@ -101,6 +109,29 @@ def _between_error(
         float(((found.float() - right.float()).abs() / (1 + right.float().abs())).max())
         for found, right in pairs
     )
+
+
+def _wrong_draws(
+    kernels: TritonKernels, noise: Noise, device: torch.device, vocabulary: int
+) -> int:
+    """How many rows, each with another filter, are drawn another token than torch draws."""
+    top_p = np.array([1.0, 0.9, 1.0, 1.0, 0.95], np.float32)
+    count = len(top_p)
+    drawn = DrawnRows(
+        rows=np.arange(count),
+        keys=draw_keys(np.arange(count, dtype=np.uint64), np.arange(count)),
+        temperature=np.linspace(0.5, 1.5, count, dtype=np.float32),
+        top_k=np.array([0, 0, 50, 0, 200]),
+        top_p=top_p,
+        min_p=np.array([0.0, 0.0, 0.0, 0.05, 0.001], np.float32),
+        typical_p=np.ones(count, np.float32),
+    )
+    logits = 3 * noise(count, vocabulary).float()
+    finite = torch.ones(count, dtype=torch.bool, device=device)
+    found, right = torch.full((2, count), -1, dtype=torch.int64, device=device)
+    kernels.draw_(found, logits.clone(), finite, drawn)
+    draw.draw_(right, logits, finite, drawn)
+    return int((found != right).sum())
 
 
 class _NoViews:

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch, LoraBatch
+from adex_kernels.draw import DrawnRows
 from adex_kernels.gpu import attention as paged
-from adex_kernels.gpu import fused
+from adex_kernels.gpu import draw, fused
 from adex_kernels.gpu import lora as low_rank
 
 
@@ -60,3 +61,7 @@ class TritonKernels:
     def gate(self, gate_up: Tensor, activation: str) -> Tensor:
         """As `dispatch.gate`."""
         return fused.gate(gate_up, activation)
+
+    def draw_(self, chosen: Tensor, logits: Tensor, finite: Tensor, drawn: DrawnRows) -> None:
+        """As `dispatch.draw_`, for rows without typical-p."""
+        draw.draw_(chosen, logits, finite, drawn)

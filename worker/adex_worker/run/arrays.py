@@ -10,7 +10,6 @@ from torch import Tensor
 from adex_kernels.batch import uploaded
 
 IntArray = NDArray[np.int64]
-KeyArray = NDArray[np.int32]
 UintArray = NDArray[np.uint64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

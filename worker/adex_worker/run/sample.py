@@ -12,16 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adex_kernels import dispatch
+from adex_kernels.draw import DrawnRows
+from adex_kernels.noise import draw_keys
 from adex_worker.run.arrays import BoolArray, ByteArray, Download, FloatArray, IntArray, upload
 from adex_worker.run.constraints import Masks
-from adex_worker.run.filters import WIDTHS, FilterColumns, candidates
-from adex_worker.run.noise import TAIL, draw_keys, race, spread
 from adex_worker.run.sampling_table import Needs, SamplingTable
-
-# Drawing keeps several numbers for each token of each row; this many at once bounds the memory.
-_ELEMENTS_AT_ONCE = 1 << 21
-# Tokens that run on their own in a draw from all of them.
-_HEAD = 1024
 
 
 @dataclass(slots=True)
@@ -201,91 +197,28 @@ def _forbid_others_(batch: _Batch, masks: Masks) -> None:
 
 def _choose(batch: _Batch, finite: Tensor) -> Tensor:
     """[rows] int64: the most probable token of greedy rows, a drawn one of the others."""
-    drawn = batch.needs & Needs.DRAW > 0
-    filtered = batch.needs & Needs.FILTER > 0
-    if drawn.all():
-        chosen = torch.zeros(len(drawn), dtype=torch.int64, device=batch.device)
+    index = batch.needing(Needs.DRAW)
+    if len(index) == len(batch.rows):
+        chosen = torch.zeros(len(index), dtype=torch.int64, device=batch.device)
     else:
         chosen = batch.logits.argmax(1)
-    # Rows with a number that is none would spoil nothing but themselves; they just need a token.
-    batch.logits.masked_fill_(~finite.unsqueeze(1), 0.0)
-    at_once = max(1, _ELEMENTS_AT_ONCE // batch.logits.shape[1])
-    for index, draw in (
-        (np.flatnonzero(drawn & ~filtered), _draw),
-        (np.flatnonzero(filtered), _draw_filtered),
-    ):
-        for start in range(0, len(index), at_once):
-            part = index[start : start + at_once]
-            chosen[upload(part, batch.device)] = draw(batch, part)
+    dispatch.draw_(chosen, batch.logits, finite, _drawn(batch, index))
     return chosen
 
 
-def _draw(batch: _Batch, index: IntArray) -> Tensor:
-    """[index] int64, drawn from all tokens.
-
-    The most probable tokens run on their own and all others as one, with their joint probability.
-    Only where those others win, which is seldom, do they run against each other.
-    """
-    scores, keys = _tempered(batch, index), _keys(batch, index)
-    if scores.shape[1] <= 4 * _HEAD:
-        return race(scores, _every(scores), keys)[1]
-    values, token_ids = scores.topk(_HEAD, dim=1, sorted=False)
-    won, column = race(values, spread(token_ids), keys)
-    chosen = token_ids.gather(1, column.unsqueeze(1)).squeeze(1)
-    # In float64, so that what is left of the whole is not lost in the rounding of the whole.
-    none_left = values.amin(1) == float("-inf")
-    tail = scores.exp().sum(1, dtype=torch.float64) - values.exp_().sum(1, dtype=torch.float64)
-    # Where all others are forbidden, what rounding leaves of them must not win.
-    tail.masked_fill_(none_left, 0.0)
-    alone = spread(torch.full((1, 1), TAIL, device=batch.device))
-    tail_won, _ = race(tail.clamp_(min=0).log_().float().unsqueeze(1), alone, keys)
-    behind = (tail_won > won).nonzero().squeeze(1)
-    if len(behind):
-        others = scores[behind].scatter_(1, token_ids[behind], float("-inf"))
-        chosen[behind] = race(others, _every(others), keys[behind])[1]
-    return chosen
-
-
-def _draw_filtered(batch: _Batch, index: IntArray) -> Tensor:
-    """[index] int64, drawn from what each row's filters leave."""
+def _drawn(batch: _Batch, index: IntArray) -> DrawnRows:
     table, rows = batch.table, batch.rows[index]
-    columns = np.stack((table.top_p[rows], table.min_p[rows], table.typical_p[rows]))
-    reals = upload(columns.astype(np.float32), batch.device).unsqueeze(2)
-    filters = FilterColumns(upload(table.top_k[rows], batch.device).unsqueeze(1), *reals)
-    scores, keys = _tempered(batch, index), _keys(batch, index)
-    chosen = torch.zeros(len(index), dtype=torch.int64, device=batch.device)
-    left = torch.arange(len(index), device=batch.device)
-    for width in (*WIDTHS, scores.shape[1]):
-        values, token_ids, complete = candidates(scores, filters, width)
-        _, column = race(values, spread(token_ids), keys)
-        # A row that is not complete is drawn again, from more candidates.
-        chosen[left] = token_ids.gather(1, column.unsqueeze(1)).squeeze(1)
-        again = (~complete).nonzero().squeeze(1)
-        if not len(again):
-            break
-        scores, keys, filters, left = scores[again], keys[again], filters.at(again), left[again]
-    return chosen
-
-
-def _every(scores: Tensor) -> Tensor:
-    """[1, vocabulary]: each column is its own token."""
-    return spread(torch.arange(scores.shape[1], device=scores.device)).unsqueeze(0)
-
-
-def _tempered(batch: _Batch, index: IntArray) -> Tensor:
-    """[index, vocabulary]: logits over temperature, the greatest at 0 so that none overflows."""
-    scores = batch.logits[upload(index, batch.device)]
-    temperature = batch.table.temperature[batch.rows[index]].astype(np.float32)
     # A temperature that float32 rounds to 0 is as good as greedy.
-    temperature = np.maximum(temperature, np.finfo(np.float32).tiny)
-    scores -= scores.amax(1, keepdim=True)
-    scores /= upload(temperature, batch.device).unsqueeze(1)
-    return scores
-
-
-def _keys(batch: _Batch, index: IntArray) -> Tensor:
-    seeds = batch.table.seed[batch.rows[index]]
-    return upload(draw_keys(seeds, batch.generated[index]), batch.device)
+    temperature = np.maximum(table.temperature[rows].astype(np.float32), np.finfo(np.float32).tiny)
+    return DrawnRows(
+        rows=index,
+        keys=draw_keys(table.seed[rows], batch.generated[index]),
+        temperature=temperature,
+        top_k=table.top_k[rows],
+        top_p=table.top_p[rows].astype(np.float32),
+        min_p=table.min_p[rows].astype(np.float32),
+        typical_p=table.typical_p[rows].astype(np.float32),
+    )
 
 
 def _logprobs(own: Tensor, token_ids: Tensor, wanted: IntArray) -> tuple[Tensor, Tensor, Tensor]:

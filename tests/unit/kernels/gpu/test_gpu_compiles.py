@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).parents[4] / "benchmarks/gpu_compiled.py"
 # What a program may have of shared memory, by compute capability.
 SHARED_MAX = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 KERNELS = {"_shrink", "_expand", "_attend", "_merge", "_add_norm", "_rotate_write", "_gate"}
+KERNELS |= {"_draw"}
 # They stream the matrices, keys and values.
 STREAMING = {"_shrink", "_expand", "_attend"}
 # Between a few registers and so many that a tile does not fit.
@@ -57,9 +58,14 @@ def test_every_kernel_compiles_fits_and_loads_widely_and_once(
         assert names.count("_expand") <= 4
         assert names.count("_attend") == 2
         assert names.count("_rotate_write") == 1
+        assert names.count("_draw") == 1
     for kernel in kernels:
         assert kernel["spilled"] <= SPILLED_MAX, kernel
         assert kernel["shared"] <= SHARED_MAX[capability], kernel
+        if kernel["kernel"] == "_draw":
+            # A row's logits sixteen bytes at once; its flag and its parameters are single.
+            assert kernel["load_bytes"]["16"] > 20, kernel
+            assert kernel["spilled"] == 0, kernel
         if kernel["kernel"] in STREAMING:
             # Sixteen bytes a thread at once; less than a word would be element by element.
             assert "16" in kernel["load_bytes"], kernel

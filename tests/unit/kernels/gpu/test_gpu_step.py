@@ -29,7 +29,7 @@ def test_the_kernels_are_used_where_they_are_right(
 ) -> None:
     served: dict[str, object] = {}
     monkeypatch.setattr(dispatch, "_KERNELS", served)
-    assert check.serve(device, torch.float32, 4, 2, 32) == "triton"
+    assert check.serve(device, torch.float32, 4, 2, 32, 5000) == "triton"
     assert list(served) == [device.type]
 
 
@@ -45,15 +45,31 @@ def test_kernels_that_are_wrong_are_not_used_and_the_reason_is_told(
         return words
 
     monkeypatch.setattr("adex_kernels.gpu.attention.attention_words", without_first_keys)
-    assert check.serve(device, torch.float32, 4, 2, 32).startswith("torch (attention is off by")
+    sizes = 4, 2, 32, 5000
+    assert check.serve(device, torch.float32, *sizes).startswith("torch (attention is off by")
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(check.TritonKernels, "attention", fail)
-    assert check.serve(device, torch.float32, 4, 2, 32) == (
+    assert check.serve(device, torch.float32, *sizes) == (
         "torch (RuntimeError: no such instruction)"
     )
+    assert not served
+
+
+def test_draws_that_are_wrong_are_noticed_too(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: dict[str, object] = {}
+    monkeypatch.setattr(dispatch, "_KERNELS", served)
+
+    def greedy(_: object, chosen: torch.Tensor, logits: torch.Tensor, *__: object) -> None:
+        chosen.copy_(logits.argmax(1))
+
+    monkeypatch.setattr(check.TritonKernels, "draw_", greedy)
+    told = check.serve(device, torch.float32, 4, 2, 32, 5000)
+    assert told.endswith(" draws are other tokens)")
     assert not served
 
 

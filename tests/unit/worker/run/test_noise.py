@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from adex_kernels.noise import TAIL, draw_keys, log_exponentials, spread
 from adex_proto.sampling import SEED_MAX, SamplingParams
-from adex_worker.run.noise import TAIL, draw_keys, log_exponentials, spread
 from adex_worker.run.sample import sample
 from adex_worker.run.sampling_table import SamplingTable
 

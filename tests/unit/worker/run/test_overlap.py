@@ -1,12 +1,17 @@
 """Steps that begin before the ones before them are read: the outcomes are the same."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch as torch_dispatch
 
+from adex_kernels import dispatch
+from adex_kernels.draw import DrawnRows
 from adex_proto.errors import StepFailed
 from adex_proto.outcome import SampledTokens, StepOutcome, WorkerInfo
 from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
@@ -17,6 +22,7 @@ from adex_worker.run import runner, sample
 from adex_worker.run.arrays import Download
 from adex_worker.run.runner import Runner, last_tokens
 from adex_worker.run.sample import Draws, Sampled
+from adex_worker.run.sampling_table import SamplingTable
 
 VOCABULARY, PAGES, TOKENS = 40, 64, 16
 STEPS = 14
@@ -133,6 +139,59 @@ def test_outcomes_are_those_of_steps_that_wait_for_each_other(names: list[str]) 
     assert comparable(in_turn(runner_of(Chain(), overlaps=True), plans)) == comparable(expected)
     assert comparable(overlapped(runner_of(Chain(), overlaps=True), plans)) == comparable(expected)
     assert all(len(outcome.tokens) for outcome in expected)
+
+
+class NoQuestions(torch_dispatch.TorchDispatchMode):
+    """Nothing asks the device for a number, or for how many there are, which waits for it."""
+
+    WAITING = ("nonzero", "_local_scalar_dense", "is_nonzero", "masked_select", "unique")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert not any(name in str(func) for name in self.WAITING), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_that_draws_by_itself_is_never_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Drawn rows are chosen as early as others: while the device is at their logits."""
+    gpu = pytest.importorskip("adex_kernels.gpu.kernels", reason="there is no Triton here")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the logits here are a CPU's")
+
+    class Launched(gpu.TritonKernels):  # type: ignore[misc, name-defined]
+        def draw_(self, *step: Tensor | DrawnRows) -> None:
+            # The interpreter asks its tensors all the time.
+            with torch_dispatch._disable_current_modes():
+                super().draw_(*step)
+
+    plans = plans_of(*WISHES.values())
+    expected = in_turn(runner_of(Chain(), overlaps=False), plans)
+    outcomes, before, ahead = list[StepOutcome](), None, runner_of(Chain(), overlaps=True)
+    with pytest.raises(AssertionError, match=r"nonzero|_local_scalar_dense"), NoQuestions():
+        sample_alone()
+    monkeypatch.setattr(dispatch, "_KERNELS", {"cpu": Launched()})
+    with NoQuestions():
+        sample_alone()
+    for plan in plans:
+        step = ahead.begin(plan)
+        if before is not None:
+            outcomes.append(before.finish())
+        with NoQuestions():
+            step.choose()
+        before = step
+    assert before is not None
+    outcomes.append(before.finish())
+    assert comparable(outcomes) == comparable(expected)
+
+
+def sample_alone() -> None:
+    """A draw through filters, without the runner, which takes any error for the model's."""
+    table = SamplingTable(vocabulary=VOCABULARY, eos_token_ids=())
+    table.set(0, WISHES["filtered"], np.array([1]), 1)
+    sample.sample(torch.randn(1, VOCABULARY), np.array([0]), np.array([0]), table)
 
 
 def test_a_step_after_a_failed_one_fails_too_and_costs_nobody_else() -> None:

@@ -20,8 +20,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from adex_kernels.filters import FilterColumns, candidates
 from adex_proto.sampling import SamplingParams
-from adex_worker.run.filters import FilterColumns, candidates
 from adex_worker.run.sample import sample
 from adex_worker.run.sampling_table import SamplingTable
 

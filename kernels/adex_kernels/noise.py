@@ -11,9 +11,10 @@ across the uniform, and there are as many boundaries as tokens.
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from adex_worker.run.arrays import IntArray, KeyArray, UintArray
+UintArray = NDArray[np.uint64]
 
 # Odd constants of splitmix64 (Steele, Lea and Flood 2014) and of murmur3's 32-bit finaliser.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -27,7 +28,7 @@ _FINAL_B = 0xC2B2AE35 - 2**32
 TAIL = -1
 
 
-def draw_keys(seeds: UintArray, positions: IntArray) -> KeyArray:
+def draw_keys(seeds: UintArray, positions: NDArray[np.int64]) -> NDArray[np.int32]:
     """[rows] int32: hashed from each seed [rows] and output position [rows]."""
     with np.errstate(over="ignore"):
         mixed = _splitmix(seeds ^ _splitmix(positions.astype(np.uint64)))

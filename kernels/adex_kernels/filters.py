@@ -50,7 +50,10 @@ def candidates(scores: Tensor, filters: FilterColumns, width: int) -> tuple[Tens
     total = torch.where(by_count, by_count_total, scores.logsumexp(1, keepdim=True))
     probabilities = (values - total).exp_()
     above = probabilities.cumsum(1).sub_(probabilities)
-    kept &= (filters.top_p >= 1) | (above < filters.top_p)
+    within = (filters.top_p >= 1) | (above < filters.top_p)
+    # Here too a token as probable as the last is kept with it, whichever `topk` put first.
+    least = values.masked_fill(~within, float("inf")).amin(1, keepdim=True)
+    kept &= values >= torch.minimum(least, values[:, :1])
     # One part in min_p of the most probable token; the logarithm of 0 keeps everything.
     kept &= values >= values[:, :1] + filters.min_p.log()
     complete = bounded & ~kept[:, -1:] if width < scores.shape[1] else torch.ones_like(bounded)
