@@ -7,7 +7,8 @@ next request of a Zipf trace over adapters of mixed ranks as soon as it is answe
 begin and end and adapters come and go all the while. Each row tells of all events, and of step
 outcomes alone, whose handling plans the next step. CPU time of the thread is counted, collections
 of garbage included, so a shared machine changes little. Writes a table under benchmarks/results/,
-and above it what the core's books take in memory.
+and above it what a step and its messages cost in which sequences only go on, and how much memory
+the core's books take.
 """
 
 import argparse
@@ -16,13 +17,23 @@ import os
 import platform
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from adex_proto.outcome import StepOutcome
+from adex_proto.codec import (
+    FromWorkerMessage,
+    ToWorkerMessage,
+    decode_from_worker,
+    decode_to_worker,
+    encode_from_worker,
+    encode_to_worker,
+)
+from adex_proto.outcome import SampledTokens, StepOutcome
+from adex_proto.plan import Decodes, StepPlan
 from adex_scheduler.collecting import collect_rarely
 from adex_scheduler.core.events import Event
 from adex_scheduler.core.instructions import Instruction
@@ -40,6 +51,9 @@ MACHINE = replace(read_machine("h200-llama-8b"), memory=Memory(94.6e9, 64e9, 1e1
 STEPS = 3000
 WARM = 500
 BOOKS = 10_000
+# Sequences of the step in which nothing else happens, one in BLOCK_TOKENS of whom needs a block.
+GOING = 256
+BLOCK_TOKENS = MACHINE.model.block_tokens
 HEADING = """\
 # What a scheduling decision costs
 
@@ -51,6 +65,10 @@ cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. 
 also plans the next one. Fixed work that decides nothing takes {fixed[0]} at the median and
 {fixed[1]} at the 99th percentile of as many goes: so much of the spread is the
 machine's, where {busy:.1f} processes wanted a core at the start.
+
+Where all that happens is that {going} sequences go on, a step's event takes {going_on} at the
+median. Its plan takes {wire[0]} to bytes and {wire[1]} back, {wire[2]} bytes; its outcome {wire[3]}
+and {wire[4]}, {wire[5]} bytes.
 
 A core that has served each of {registered} adapters once holds {books:.0f} MB (`tracemalloc`).
 
@@ -86,12 +104,57 @@ def measure(registered: int, running: int) -> tuple[Timed, int]:
     requests = zipf(load)
     ranks = {adapter_name(i): load.ranks[i % len(load.ranks)] for i in range(registered)}
     ranks |= {one.adapter: one.rank for one in requests if one.adapter is not None}
+    timed = _served(requests, ranks, running)
+    return timed, timed.core.statistics().page_ins
+
+
+def _served(requests: Sequence[TracedRequest], ranks: Mapping[str, int], running: int) -> Timed:
     worker = ModelledWorker(MACHINE, ranks)
     timed = Timed(SchedulerCore(worker.info(), SIMULATED_LIMITS))
     collect_rarely()
     with suppress(StopIteration):
         Simulation(timed, worker, requests, Course(streams=running)).run()
-    return timed, timed.core.statistics().page_ins
+    return timed
+
+
+def going_on() -> str:
+    """The median of a step in which all that happens is that GOING sequences go on."""
+    lengths = [BLOCK_TOKENS + index % BLOCK_TOKENS for index in range(GOING)]
+    requests = [TracedRequest(0.0, "", None, one, WARM + 2 * STEPS, 8) for one in lengths]
+    return _micro(_served(requests, {}, GOING).steps_s[WARM:], 0.5)
+
+
+def messages() -> list[str]:
+    """Of such a step's plan, then of its outcome: to bytes, back again, and how many bytes."""
+    numbers = tuple(range(10**6, 10**6 + GOING))
+    growing = numbers[::BLOCK_TOKENS]
+    plan = StepPlan(10**5, (), (), (), Decodes(numbers, growing, tuple(range(len(growing)))))
+    tokens = tuple(7919 * number % 128_000 for number in numbers)
+    outcome = StepOutcome(10**5, SampledTokens(numbers, tokens), (), 0.01)
+    told: list[str] = []
+    for write, read in (
+        (lambda: encode_to_worker(plan).SerializeToString(), _plan_of),
+        (lambda: encode_from_worker(outcome).SerializeToString(), _outcome_of),
+    ):
+        told += [_median(write), _median(partial(read, write())), str(len(write()))]
+    return told
+
+
+def _plan_of(message: bytes) -> object:
+    return decode_to_worker(ToWorkerMessage.FromString(message))
+
+
+def _outcome_of(message: bytes) -> object:
+    return decode_from_worker(FromWorkerMessage.FromString(message))
+
+
+def _median(work: Callable[[], object]) -> str:
+    seconds: list[float] = []
+    for _ in range(STEPS):
+        began = time.thread_time_ns()
+        work()
+        seconds.append((time.thread_time_ns() - began) / 1e9)
+    return _micro(seconds, 0.5)
 
 
 def books_mb(registered: int) -> float:
@@ -152,6 +215,9 @@ def main() -> None:
         python=platform.python_version(),
         fixed=yardstick(),
         busy=os.getloadavg()[0],
+        going=GOING,
+        going_on=going_on(),
+        wire=messages(),
         registered=BOOKS,
         books=books_mb(BOOKS),
     )
