@@ -28,7 +28,7 @@ from adex_worker.adapters.format import Limits
 from adex_worker.adapters.intake_process import IntakeProcess
 from adex_worker.adapters.intake_wire import IntakeOptions
 from adex_worker.adapters.store import AdapterStore
-from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype
+from adex_worker.budget import Budget, Machine, Wishes, as_size, budget_of, cpu_dtype, threads_of
 from adex_worker.config import SLOTS_MAX, WorkerOptions, default_cache_dir
 from adex_worker.grammar.compiler import GrammarCompiler
 from adex_worker.metrics import Sources
@@ -213,8 +213,17 @@ def _set_threads(wanted: int | None) -> int:
         torch.set_num_threads(wanted)
     elif "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
         # torch counts the machine's cores; a container may be allowed fewer.
-        torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+        cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads_of(cores, _processor_share()))
     return torch.get_num_threads()
+
+
+def _processor_share() -> str:
+    """What this process's control group says of it; "" where there is none."""
+    try:
+        return Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def _own_cores(threads: int) -> list[int] | None:

@@ -100,6 +100,19 @@ def cpu_dtype(configured: str, *, has_bfloat16_units: bool) -> str:
     return "bfloat16" if has_bfloat16_units else "float32"
 
 
+def threads_of(cores: int, share: str) -> int:
+    """Threads of a step on so many cores, where a control group's `cpu.max` says `share`.
+
+    Threads beyond a share are not only useless: the kernel stops all of them for the rest of each
+    period, as soon as together they have had it.
+    """
+    match share.split():
+        case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):
+            return max(1, min(cores, int(quota) // int(period)))
+        case _:
+            return cores
+
+
 def as_size(size: int) -> str:
     """A number of bytes for people."""
     for unit, power in (("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):

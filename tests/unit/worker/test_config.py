@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adex_proto.errors import ValidationError
-from adex_worker.budget import GIB, Machine, Wishes, as_size, budget_of, cpu_dtype
+from adex_worker.budget import GIB, Machine, Wishes, as_size, budget_of, cpu_dtype, threads_of
 from adex_worker.config import bytes_of_size, parse_options
 
 ENV = {"ADEX_MODEL_ID": "from/environment", "HOME": "/home/x"}
@@ -111,3 +111,20 @@ def test_a_cpu_serves_half_precision_only_where_it_multiplies_bfloat16() -> None
 def test_sizes_are_shown_in_the_unit_that_fits() -> None:
     shown = [as_size(size) for size in (5, 2048, 3 << 20, 7 * GIB)]
     assert shown == ["5 bytes", "2.0 KiB", "3.0 MiB", "7.0 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("share", "threads"),
+    [
+        ("max 100000\n", 8),
+        ("", 8),
+        ("400000 100000\n", 4),
+        ("250000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("6400000 100000\n", 8),
+    ],
+)
+def test_a_step_has_no_more_threads_than_its_container_has_of_the_cores(
+    share: str, threads: int
+) -> None:
+    assert threads_of(8, share) == threads
