@@ -46,7 +46,7 @@ bench: setup  ## serving beside transformers + PEFT, in one table [ARGS=]
 bench-exchange: setup  ## adapters far beyond memory, beside all resident; takes 25 minutes [ARGS=]
 	$(BIN)/python benchmarks/exchange.py $(ARGS)
 
-bench-gpu: setup  ## decode steps, low-rank terms and page-ins on this machine's GPU [ARGS=]
+bench-gpu: setup  ## decode steps, low-rank terms, page-ins and draws on this machine's GPU [ARGS=]
 	PYTHONPATH=kernels:proto:worker $(BIN)/python benchmarks/gpu_bench.py $(ARGS)
 
 lock:     ## requirements/lock.txt anew from pyproject.toml, and those of tested clients [TORCH=]

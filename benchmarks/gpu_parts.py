@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from adex_kernels import dispatch
+from adex_kernels import dispatch, draw
 from adex_kernels.dense_lora import add_dense_
+from adex_kernels.draw import DrawnRows
 from adex_kernels.layout import GROUP_MODULES, Group
+from adex_kernels.noise import draw_keys
 from gpu_world import RANK, Step, World, stacked
 
 # Decode step over base-only step: (rows, adapters) to the most that is wanted; (0, 1) is any batch.
@@ -21,6 +24,8 @@ _BASE_OVER_FLOOR, _COPY_SHARE, _PIN_SHARE = 1.25, 0.70, 0.85
 _PAGE_IN_MS, _SLOWED = 3.0, 1.05
 # Layers whose low-rank terms are timed alone: enough bytes to overflow any cache.
 _LAYERS_ALONE = 8
+# (top-k, top-p) of the draws that are timed.
+_FILTERS = {"none": (0, 1.0), "top-k": (50, 1.0), "top-p": (0, 0.95), "both": (50, 0.95)}
 
 
 @dataclass(slots=True)
@@ -207,6 +212,50 @@ def _page_in_seconds(world: World, slot: int) -> float:
     return seconds
 
 
+def draws(world: World, report: Report, progress: Progress) -> None:
+    """What drawing the tokens of a step adds to it, beside taking the most probable ones."""
+    report.lines += [
+        f"### Draws, {world.name}, from {world.spec.vocabulary} tokens",
+        "",
+        "Each is timed with a copy of the logits, which it overwrites.",
+        "",
+        "| batch, filters | Triton ms | torch ms | the most probable, ms |",
+        "|---|---|---|---|",
+    ]
+    rows = max(world.sizes.batches)
+    given = 3 * torch.randn(rows, world.spec.vocabulary, device=world.device)
+    logits, chosen = torch.empty_like(given), torch.zeros(rows, dtype=torch.int64).to(world.device)
+    finite = torch.ones(rows, dtype=torch.bool, device=world.device)
+
+    def most_probable() -> None:
+        logits.copy_(given).argmax(1)
+
+    for done, (name, filters) in enumerate(_FILTERS.items()):
+        progress(f"draws {world.name}", done, len(_FILTERS))
+        drawn = _drawn(rows, *filters)
+
+        def by(way: Any, drawn: DrawnRows = drawn) -> Step:
+            return lambda: way.draw_(chosen, logits.copy_(given), finite, drawn)
+
+        times = world.medians([by(dispatch), by(draw), most_probable])
+        shown = " | ".join(f"{1e3 * time_s:.2f}" for time_s in times)
+        report.lines.append(f"| {rows}, {name} | {shown} |")
+    report.lines.append("")
+
+
+def _drawn(rows: int, top_k: int, top_p: float) -> DrawnRows:
+    ones = np.ones(rows, np.float32)
+    return DrawnRows(
+        rows=np.arange(rows),
+        keys=draw_keys(np.arange(rows, dtype=np.uint64), np.arange(rows)),
+        temperature=ones,
+        top_k=np.full(rows, top_k),
+        top_p=np.full(rows, top_p, np.float32),
+        min_p=0 * ones,
+        typical_p=ones,
+    )
+
+
 def throughput(world: World, report: Report, progress: Progress) -> None:
     """Tokens a second of the largest batch, by the number of its adapters."""
     rows, rate = world.sizes.rows_max, world.copy_rate()
@@ -260,6 +309,7 @@ PARTS: dict[str, Callable[[World, Report, Progress], None]] = {
     "decode": decode,
     "kernels": kernels,
     "paging": paging,
+    "draws": draws,
     "throughput": throughput,
     "profile": profiled,
 }

@@ -31,7 +31,8 @@ def test_every_part_is_measured_and_reported(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     (page,) = tmp_path.glob("gpu-*.md")
     text = page.read_text()
-    for heading in ("Decode steps", "Low-rank terms alone", "Page-in", "Throughput", "Profile"):
+    headings = "Decode steps", "Low-rank terms alone", "Page-in", "Draws", "Throughput", "Profile"
+    for heading in headings:
         assert f"### {heading}" in text
     assert "| 3 / 2 |" in text
     # An interpreted step is far from its floor, and the page says so.

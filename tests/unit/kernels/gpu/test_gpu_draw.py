@@ -65,12 +65,27 @@ def random_logits(rows: int, size: int, spread: float = 3.0, seed: int = 0) -> T
 
 
 @pytest.mark.parametrize("size", VOCABULARIES)
-@pytest.mark.parametrize("wish", FILTERS.values(), ids=FILTERS)
-def test_the_choice_is_that_of_torch(
-    wish: dict[str, float], size: int, device: torch.device
-) -> None:
-    logits, drawn = random_logits(5, size), rows_of(*[wish] * 5, seed=size)
-    assert in_one_launch(logits, drawn, device) == by_torch(logits, drawn)
+def test_the_choice_is_that_of_torch(size: int, device: torch.device) -> None:
+    wishes = [*FILTERS.values()] * 2
+    logits, drawn = random_logits(len(wishes), size), rows_of(*wishes, seed=size)
+    chosen, expected = in_one_launch(logits, drawn, device), by_torch(logits, drawn)
+    assert not [each for each in zip(wishes, chosen, expected, strict=True) if each[1] != each[2]]
+
+
+def test_the_choice_is_that_of_torch_for_any_mix_of_filters(device: torch.device) -> None:
+    random = np.random.default_rng(7)
+    wishes = [
+        {
+            "temperature": random.choice([0.2, 0.7, 1.0, 1.6]),
+            "top_k": random.choice([0, 0, 3, 60, 900, 3000]),
+            "top_p": random.choice([1.0, 0.97, 0.8, 0.3]),
+            "min_p": random.choice([0.0, 0.0, 0.001, 0.1]),
+        }
+        for _ in range(40)
+    ]
+    logits, drawn = random_logits(len(wishes), 3333), rows_of(*wishes)
+    chosen, expected = in_one_launch(logits, drawn, device), by_torch(logits, drawn)
+    assert not [each for each in zip(wishes, chosen, expected, strict=True) if each[1] != each[2]]
 
 
 def test_the_choice_is_that_of_torch_from_the_vocabulary_of_llama_3(device: torch.device) -> None:
