@@ -13,11 +13,30 @@ from adex_scheduler.simulate.machine import Machine, read_machine, shipped_machi
 from adex_scheduler.simulate.planning import Answer, Question, answer, faster, respread, with_memory
 from adex_scheduler.simulate.replay import replay_against
 from adex_scheduler.simulate.systems import SYSTEMS
-from adex_scheduler.simulate.tables import json_line, plot, table
-from adex_scheduler.simulate.trace import TracedRequest, ranks_of, read_trace, write_trace
+from adex_scheduler.simulate.tables import failures, json_line, plot, table
+from adex_scheduler.simulate.trace import (
+    TOKENS_MAX,
+    TracedRequest,
+    ranks_of,
+    read_trace,
+    write_trace,
+)
 from adex_scheduler.simulate.workloads import RANK_SETS, WORKLOADS, Load
 
 USER_ERROR = 2
+# What a workload's options may be; those not named here are positive.
+_WORKLOAD_COUNTS = ("tenants", "context_max", "shared")
+_WORKLOAD_RANGES = {
+    "alpha": (0.0, 10.0),
+    "factor": (1.0, 1e6),
+    "per_minute": (0.0, 1e6),
+    "share": (0.0, 1.0),
+    "shared": (0, TOKENS_MAX),
+    "sigma": (0.0, 10.0),
+    "tenants": (1, 10**6),
+    "think_s": (0.0, 1e6),
+    "turns": (1.0, 1e6),
+}
 _UNITS = {"": 1, "B": 1, "GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "TB": 10**12}
 
 
@@ -77,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(options: Options, answers: Sequence[Answer]) -> None:
     lines = [json_line(one) for one in answers] if options.as_json else table(answers)
+    if not options.as_json:
+        lines += failures(answers)
     if options.ttft_p99_s is not None and not options.as_json:
         lines += _least_memory(answers, options.ttft_p99_s)
     sys.stdout.write("\n".join(lines) + "\n")
@@ -93,6 +114,7 @@ def _least_memory(answers: Sequence[Answer], wanted_s: float) -> Iterator[str]:
             if one.question.adapters == adapters
             and one.question.system == "adex"
             and one.figures.ttft_p99_s <= wanted_s
+            and not one.figures.failed
         ]
         told = (
             f"{min(enough) / 1e9:.1f} GB of device memory is enough" if enough else "none is enough"
@@ -220,14 +242,21 @@ def _workload_options(name: str, told: str) -> dict[str, float]:
         option, _, value = pair.partition("=")
         if option not in known:
             raise _bad("workload", f"{name} has no option {option!r}, but {', '.join(known)}")
-        try:
-            found[option] = float(value)
-        except ValueError as error:
-            raise _bad("workload", f"{option} must be a number, got {value!r}") from error
-    return {
-        option: int(v) if option in {"tenants", "context_max", "shared"} else v
-        for option, v in found.items()
-    }
+        found[option] = _workload_option(option, value)
+    return found
+
+
+def _workload_option(option: str, told: str) -> float:
+    whole = option in _WORKLOAD_COUNTS
+    try:
+        value = int(told) if whole else float(told)
+    except ValueError as error:
+        kind = "whole number" if whole else "number"
+        raise _bad("workload", f"{option} must be a {kind}, got {told!r}") from error
+    least, most = _WORKLOAD_RANGES.get(option, (1e-3, 1e6))
+    if not least <= value <= most:
+        raise _bad("workload", f"{option} must be from {least:g} to {most:g}, got {told}")
+    return value
 
 
 def _ranks(told: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Answers as a table for people, as JSON lines for programs, and as a plot."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +25,18 @@ def table(answers: Sequence[Answer]) -> list[str]:
         first, *rest = zip(row, widths, strict=True)
         lines.append("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]))
     return lines
+
+
+def failures(answers: Sequence[Answer]) -> Iterator[str]:
+    """A line for each answer in which requests failed: to its figures they wait to the end."""
+    for one in answers:
+        question, figures = one.question, one.figures
+        if figures.failed:
+            memory = _gb(question.machine.memory.device_bytes)
+            yield (
+                f"{question.system}, {question.adapters} adapters, {memory} GB: "
+                f"{figures.failed} of {figures.requests} requests failed"
+            )
 
 
 def _cells(one: Answer) -> tuple[str, ...]:

@@ -59,12 +59,26 @@ def test_the_least_memory_that_is_enough_is_said(capsys: pytest.CaptureFixture[s
     assert "none is enough" in capsys.readouterr().out
 
 
+def test_requests_that_fail_are_told_of_and_no_memory_is_enough_for_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    longer_than_the_model_reads = ["--workload", "instructed:shared=1000000"]
+    main([*SMALL, *longer_than_the_model_reads, "--adapters", "20", "--ttft-p99-ms", "1e9"])
+    told = capsys.readouterr().out
+    assert "adex, 20 adapters, 94.6 GB: 60 of 60 requests failed" in told
+    assert "none is enough" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--workload", "zipff"], "--workload"),
         (["--workload", "zipf:beta=1"], "--workload"),
         (["--workload", "zipf:alpha=x"], "--workload"),
+        (["--workload", "sessions:turns=0"], "turns must be from 1 "),
+        (["--workload", "drift:share=nan"], "share must be from 0 to 1"),
+        (["--workload", "instructed:shared=-600"], "shared must be from 0 "),
+        (["--workload", "instructed:shared=0.5"], "shared must be a whole number"),
         (["--adapters", "0"], "--adapters"),
         (["--systems", "adex", "oracle"], "--systems"),
         (["--ranks", "8,x"], "--ranks"),
