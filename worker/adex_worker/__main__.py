@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from adex_proto.errors import AdexError
-from adex_proto.logs import LogFormat, configure_logging
-from adex_worker.adapters.sources.served import quieten
 from adex_worker.assembly import Worker, assemble
 from adex_worker.config import WorkerOptions, parse_options
+from adex_worker.logs import configure_logging
 from adex_worker.metrics import serve_metrics
 from adex_worker.service.server import WorkerServer, WorkerService
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process with 3 where a step does not end."""
     try:
         options = parse_options(arguments)
-        _configure_logging(options.log_level, options.log_format)
+        configure_logging(options.log_level, options.log_format)
         return asyncio.run(_serve(options))
     except AdexError as error:
         sys.stderr.write(f"adex-worker: {error}\n")
@@ -107,11 +106,6 @@ def _on_daemon_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
 
     threading.Thread(target=run, name="adex-load", daemon=True).start()
     return future
-
-
-def _configure_logging(level: str, style: LogFormat) -> None:
-    configure_logging(level, style)
-    quieten()
 
 
 if __name__ == "__main__":

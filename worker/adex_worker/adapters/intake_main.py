@@ -25,7 +25,6 @@ import torch
 from adex_proto.adapter import Tier
 from adex_proto.codec import ToWorkerMessage, Up, decode_to_worker, encode_from_worker
 from adex_proto.errors import AdexError, ProtocolViolation, ServerError
-from adex_proto.logs import configure_logging
 from adex_proto.outcome import Fetched, FetchFailed, Moved, MoveFailed
 from adex_proto.plan import Fetch, Stage
 from adex_worker.adapters.core.bundle_header import fingerprint_of
@@ -39,7 +38,8 @@ from adex_worker.adapters.intake_wire import (
     write_frame,
 )
 from adex_worker.adapters.priority import fall_first, stand_behind
-from adex_worker.adapters.sources.served import quieten, served_sources
+from adex_worker.adapters.sources.served import served_sources
+from adex_worker.logs import configure_logging
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,7 +141,6 @@ def _give_up(error: BaseException) -> NoReturn:
 
 def _intake(options: IntakeOptions) -> Intake:
     configure_logging(options.log_level, options.log_format)
-    quieten()
     sources = served_sources(
         options.cache_dir,
         options.local_roots,

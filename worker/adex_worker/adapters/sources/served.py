@@ -1,6 +1,5 @@
 """The places that one worker's adapters come from, by the name that requests give them."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +29,3 @@ def served_sources(
     if s3_roots:
         found["s3"] = S3Source(s3_roots, cache_dir)
     return found
-
-
-def quieten() -> None:
-    """A line for each file that a source is asked for says nothing to an operator."""
-    for chatty in ("httpx", "httpx2", "httpcore", "urllib3", "filelock", "boto3", "botocore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
