@@ -151,12 +151,19 @@ class StepThread:
             self._answer(step, _failed(step.plan))
             return
         self._under_way = step, under_way
-        if under_way.waits:
-            # Whatever comes first, the next plan or this step's end, is attended to first.
-            self._arrived = self._ends.submit(under_way.wait)
-            self._arrived.add_done_callback(self._notify)
-        else:
+        # Whatever comes first, the next plan or this step's end, is attended to first.
+        if not (under_way.waits and self._is_watched(under_way)):
             self._end()
+
+    def _is_watched(self, under_way: UnderWay) -> bool:
+        """Whether a thread waits for the step's end, which is told to this one."""
+        try:
+            self._arrived = self._ends.submit(under_way.wait)
+        except RuntimeError:
+            # The system gives this process no more threads.
+            return False
+        self._arrived.add_done_callback(self._notify)
+        return True
 
     def _end(self) -> None:
         """Finish the step under way, if there is one."""

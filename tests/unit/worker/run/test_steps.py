@@ -4,6 +4,8 @@ import threading
 from concurrent.futures import wait
 from dataclasses import dataclass
 
+import pytest
+
 from adex_proto.errors import StepFailed
 from adex_proto.outcome import StepOutcome
 from adex_proto.plan import Span, StepPlan
@@ -116,6 +118,27 @@ def test_a_step_that_raises_fails_its_sequences_and_the_thread_goes_on() -> None
     assert done.wait(10)
     assert [failure.sequence for failure in outcomes[0].failures] == [7]
     assert isinstance(outcomes[0].failures[0].error, StepFailed)
+    steps.stop()
+
+
+def test_where_no_thread_is_to_be_had_a_step_is_waited_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Launched(SlowRunner):
+        def begin(self, plan: StepPlan) -> SlowStep:
+            return SlowStep(plan, waits=True)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    steps, done = StepThread(Launched()), threading.Event()
+    monkeypatch.setattr(steps._ends, "submit", fails)
+    steps.start()
+    for step in range(3):
+        done.clear()
+        steps.submit(plan(step), lambda _: done.set())
+        assert done.wait(10)
+    assert steps.last_step == 2
     steps.stop()
 
 
