@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import adex_proto
 import adex_scheduler.core
 import adex_scheduler.simulate
 from adex_scheduler.simulate.cache_rows import cache_row, core_row
@@ -214,37 +215,27 @@ def perform(task: Task) -> None:
     part.replace(task.path)
 
 
-def fingerprint(*folders: str) -> str:
-    """Of the sources that decide what a run gives."""
+def fingerprint(*sources: Path) -> str:
+    """Of the code and the coefficients in these folders and files."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(Path(folder).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    for source in sources:
+        within = [source] if source.is_file() else sorted(source.rglob("*"))
+        for path in within:
+            if path.suffix in (".py", ".toml"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
     """Everything to run, in the order of the grid."""
-    core = str(Path(adex_scheduler.core.__file__).parent)
-    model = Path(adex_scheduler.simulate.__file__).parent
-    modelled = hashlib.sha256()
-    for name in (
-        "baselines",
-        "baseline_tiers",
-        "loop",
-        "machine",
-        "result",
-        "systems",
-        "trace",
-        "worker",
-        "workloads",
-    ):
-        modelled.update((model / f"{name}.py").read_bytes())
-    modelled.update((Path(__file__).parent / "policy_bounds.py").read_bytes())
-    marks = {True: fingerprint(core), False: ""}
-    cached = hashlib.sha256()
-    for name in ("cache_policies", "cache_rows", "caches", "workloads"):
-        cached.update((model / f"{name}.py").read_bytes())
+    here = Path(__file__)
+    modelled = fingerprint(
+        Path(adex_scheduler.simulate.__path__[0]),
+        Path(adex_proto.__path__[0]),
+        here,
+        here.with_name("policy_bounds.py"),
+    )
+    decided = modelled + fingerprint(Path(adex_scheduler.core.__path__[0]))
     found: list[Task] = []
 
     def add(kind: str, mark: str, *about: Any) -> None:
@@ -256,15 +247,15 @@ def tasks(options: argparse.Namespace) -> list[Task]:
         if options.only and scenario.group not in options.only:
             continue
         for system in scenario.systems:
-            mark = modelled.hexdigest() + marks[SYSTEMS[system].rules is None]
+            mark = decided if SYSTEMS[system].rules is None else modelled
             for seed in range(options.seeds):
                 add("run", mark, scenario, system, seed)
     if not options.only or "cache" in options.only:
         for trace in CACHE_TRACES:
             for share in CACHE_SHARES if trace[1] == 1_000 else CACHE_SHARES[:1]:
                 for seed in range(min(options.cache_seeds, options.seeds)):
-                    add("cache", cached.hexdigest(), *trace, share, seed)
-                    add("core", cached.hexdigest() + fingerprint(core), *trace, share, seed)
+                    add("cache", modelled, *trace, share, seed)
+                    add("core", decided, *trace, share, seed)
     return found
 
 

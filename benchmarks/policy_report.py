@@ -274,7 +274,7 @@ def _plot_regret(rows: dict[tuple[str, int, float], list[dict[str, float]]], pat
         offsets = [index + (place - (len(shown) - 1) / 2) * width for index in range(len(rows))]
         axes.bar(offsets, regrets, width, label=name)
     labels = [f"{trace}\nN={adapters}\n{share:.0%}" for trace, adapters, share in rows]
-    axes.set_xticks(range(len(rows)), labels, fontsize=8)
+    axes.set_xticks(range(len(rows)), labels, fontsize=7)
     axes.set_yscale("log")
     axes.set_ylabel("cost of misses beyond the bound PFOO, as a share of it")
     axes.set_title("Regret by trace and cache size (share of all adapters' bytes)")

@@ -6,7 +6,7 @@ from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 
 
-class Group:
+class AdapterGroup:
     """One bit for each group. Plain numbers: an adapter's groups are asked for at every change."""
 
     # On the device, used by no step: nobody wants it, somebody waits for it, an operator keeps it.
@@ -33,21 +33,21 @@ def groups_of(adapter: Adapter) -> int:
     belongs = 0
     if residence is Residence.DEVICE:
         if adapter.pins:
-            belongs = 0 if kept is Tier.DEVICE else Group.DEVICE_PINNED
+            belongs = 0 if kept is Tier.DEVICE else AdapterGroup.DEVICE_PINNED
         elif kept is Tier.DEVICE:
-            belongs = Group.DEVICE_KEPT
+            belongs = AdapterGroup.DEVICE_KEPT
         else:
-            belongs = Group.DEVICE_WANTED if adapter.waiting else Group.DEVICE_IDLE
+            belongs = AdapterGroup.DEVICE_WANTED if adapter.waiting else AdapterGroup.DEVICE_IDLE
     elif residence is Residence.DRAINING:
-        belongs = Group.DRAINING
+        belongs = AdapterGroup.DRAINING
     elif residence is Residence.DISK and unused and not kept:
-        belongs = Group.DISK_IDLE
+        belongs = AdapterGroup.DISK_IDLE
     if host is HostCopy.HELD and (
         residence is Residence.DEVICE or (unused and residence is Residence.HOST)
     ):
-        belongs |= Group.HOST_KEPT if kept is Tier.HOST else Group.HOST_IDLE
+        belongs |= AdapterGroup.HOST_KEPT if kept is Tier.HOST else AdapterGroup.HOST_IDLE
     if adapter.slot:
-        belongs |= Group.IN_SLOTS
+        belongs |= AdapterGroup.IN_SLOTS
     if host is not HostCopy.NONE:
-        belongs |= Group.IN_HOST
+        belongs |= AdapterGroup.IN_HOST
     return belongs

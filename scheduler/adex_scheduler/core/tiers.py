@@ -18,7 +18,7 @@ from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.block_table import Blocks
 from adex_scheduler.core.eviction import Eviction
 from adex_scheduler.core.fairness import Line, Tenants
-from adex_scheduler.core.groups import Group, groups_of
+from adex_scheduler.core.groups import AdapterGroup, groups_of
 from adex_scheduler.core.instructions import Disconnect, Outbox, Send
 from adex_scheduler.core.links import OTHER, SOURCES
 from adex_scheduler.core.pool import PagePool
@@ -77,16 +77,16 @@ class Tiers:
         self.in_host: OrderedDict[str, Adapter] = OrderedDict()
         # By bit: the group, and the tier whose copies fall idle with it.
         self._groups: Mapping[int, tuple[OrderedDict[str, Adapter], Tier | None]] = {
-            Group.DEVICE_IDLE: (self.device_idle, Tier.DEVICE),
-            Group.DEVICE_WANTED: (self.device_wanted, None),
-            Group.DEVICE_PINNED: (self.device_pinned, None),
-            Group.DEVICE_KEPT: (self.device_kept, None),
-            Group.DRAINING: (self.draining, None),
-            Group.HOST_IDLE: (self.host_idle, Tier.HOST),
-            Group.HOST_KEPT: (self.host_kept, None),
-            Group.DISK_IDLE: (self.disk_idle, Tier.DISK),
-            Group.IN_SLOTS: (self.in_slots, None),
-            Group.IN_HOST: (self.in_host, None),
+            AdapterGroup.DEVICE_IDLE: (self.device_idle, Tier.DEVICE),
+            AdapterGroup.DEVICE_WANTED: (self.device_wanted, None),
+            AdapterGroup.DEVICE_PINNED: (self.device_pinned, None),
+            AdapterGroup.DEVICE_KEPT: (self.device_kept, None),
+            AdapterGroup.DRAINING: (self.draining, None),
+            AdapterGroup.HOST_IDLE: (self.host_idle, Tier.HOST),
+            AdapterGroup.HOST_KEPT: (self.host_kept, None),
+            AdapterGroup.DISK_IDLE: (self.disk_idle, Tier.DISK),
+            AdapterGroup.IN_SLOTS: (self.in_slots, None),
+            AdapterGroup.IN_HOST: (self.in_host, None),
         }
         self.slots_free = list(range(1, info.slots_max + 1))
         heapify(self.slots_free)

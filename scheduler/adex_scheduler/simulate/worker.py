@@ -126,7 +126,7 @@ class ModelledWorker:
             dtype="none",
             device="modelled",
             layers=1,
-            vocabulary=2**31,
+            vocabulary=2**62,
             positions_max=machine.model.positions_max,
             block_tokens=machine.model.block_tokens,
             page_bytes=machine.page_bytes,
