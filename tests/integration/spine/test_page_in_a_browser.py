@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -129,15 +130,20 @@ def test_a_refusal_is_shown_as_the_server_says_it(page: Page, server: Any) -> No
 
 
 def test_a_generation_is_stopped_by_a_key(page: Page, server: Any) -> None:
-    # Hardly ever the end token, and for some seconds.
+    # Any token is as likely as any other, the end token too: a text may end before the key comes.
     page.fill("#tokens", "400")
     page.fill("#temperature", "100")
     page.fill("#prompt", PROMPT)
+    pane = page.locator("#pane-base")
     before = server.metric("adex_cancelled_sequences_total")
-    page.click("#run")
-    expect(page.locator("#pane-base pre")).not_to_be_empty()
-    page.locator("#prompt").press("Escape")
-    expect(page.locator("#pane-base")).to_have_attribute("data-state", "stopped")
+    for _ in range(20):
+        page.click("#run")
+        expect(page.locator("#pane-base pre")).not_to_be_empty()
+        page.locator("#prompt").press("Escape")
+        expect(pane).to_have_attribute("data-state", re.compile("stopped|done"))
+        if pane.get_attribute("data-state") == "stopped":
+            break
+    expect(pane).to_have_attribute("data-state", "stopped")
     expect(page.locator("#batch-count")).to_have_text("idle")
     assert server.metric("adex_cancelled_sequences_total") == before + 1
 
