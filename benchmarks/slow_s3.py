@@ -130,11 +130,18 @@ class _Relay:
 
     def __init__(self, near: int, far: int, delay_s: float, hold: Mapping[str, float]) -> None:
         self._near, self._far, self._delay_s, self._hold = near, far, delay_s, hold
+        # asyncio itself keeps no task alive: a connection that waits could be collected.
+        self._connections = set[asyncio.Task[None]]()
 
     async def serve(self) -> None:
         """Until the process is ended."""
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self._near)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self._near)
         await server.serve_forever()
+
+    def _accept(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._connection(near, near_out))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
 
     async def _connection(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         far, far_out = await asyncio.open_connection("127.0.0.1", self._far)
