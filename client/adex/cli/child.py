@@ -50,7 +50,9 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=environment | {"PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
+            # Not a session of its own: where Linux groups sessions, work of the worker that stands
+            # behind its steps would still stand before the scheduler.
+            process_group=0,
         )
         return cls(name, process, write)
 

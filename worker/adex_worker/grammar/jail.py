@@ -56,8 +56,9 @@ class Jail:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            # What is typed at a terminal is for the worker alone.
-            start_new_session=True,
+            # What is typed at a terminal is for the worker alone; a session of its own would, where
+            # Linux groups sessions, give it as much of the processor as all of the server.
+            process_group=0,
         )
         self._process = process
         try:

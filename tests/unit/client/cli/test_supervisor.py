@@ -168,6 +168,17 @@ async def test_a_second_signal_kills_at_once(
     assert await asyncio.wait_for(running, 5.0) == 1
 
 
+async def test_children_have_groups_of_their_own_and_share_the_session_they_are_weighed_in(
+    stage: Path, stage_environment: dict[str, str]
+) -> None:
+    world = Stage(stage, stage_environment)
+    child = await world.role("worker").start()
+    assert os.getpgid(child.pid) == child.pid
+    assert os.getsid(child.pid) == os.getsid(0)
+    child.kill()
+    await child.wait()
+
+
 async def test_what_a_child_started_ends_with_it(
     stage: Path, stage_environment: dict[str, str]
 ) -> None:
