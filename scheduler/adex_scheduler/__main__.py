@@ -153,6 +153,7 @@ def _limits(options: SchedulerOptions) -> Limits:
         waiting_tenant_max=options.waiting_max,
         running_max=options.running_max,
         step_tokens_max=options.step_tokens_max,
+        pacing=options.pacing,
     )
 
 

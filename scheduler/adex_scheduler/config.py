@@ -17,9 +17,12 @@ from urllib.parse import urlsplit
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 from adex_proto.logs import LogFormat
+from adex_scheduler.core.limits import PACING, Pacing
 
 _HUB_SCHEMES = ("hf://", "huggingface://")
+STEP_TARGET_MS_MAX = 60_000
 METRICS_DIALECTS = ("vllm", "tgi", "lorax")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _ALIAS = re.compile(r"([^=@{]+)(?:=([^@]+))?(?:@([^@]+))?")
 
 
@@ -42,6 +45,7 @@ class SchedulerOptions:
     local_adapter_roots: tuple[str, ...]
     step_tokens_max: int | None
     running_max: int | None
+    pacing: Pacing | None
     waiting_max: int
     requests_max: int
     stops_max: int
@@ -92,6 +96,7 @@ def parse_options(
         local_adapter_roots=tuple(os.path.abspath(root) for root in roots),
         step_tokens_max=given.max_batch_tokens,
         running_max=given.max_sequences,
+        pacing=given.step_target_ms,
         waiting_max=given.max_waiting,
         requests_max=given.max_concurrent_requests,
         stops_max=given.max_stop_sequences,
@@ -208,8 +213,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     where = "where names without a source lie: local, hub or s3"
     add("--adapter-source", "local", where, choices=("local", "hub", "s3"))
-    add("--max-batch-tokens", "auto", "tokens in one step at most", **automatic)
-    add("--max-sequences", "auto", "sequences in one step at most", **automatic)
+    _add_steps(add, automatic)
     add("--max-waiting", "1024", "sequences that may wait; more are refused", **count)
     add("--max-concurrent-requests", "1024", "requests under way; more are refused", **count)
     add("--max-stop-sequences", "16", "stop sequences of one request", **count)
@@ -221,6 +225,20 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_operators(parser, add, env)
     _add_watching(add, env)
     return parser
+
+
+def _add_steps(add: Callable[..., None], automatic: Mapping[str, Any]) -> None:
+    """The flags that bound one step."""
+    add("--max-batch-tokens", "auto", "tokens in one step at most", **automatic)
+    add("--max-sequences", "auto", "sequences in one step at most", **automatic)
+    add(
+        "--step-target-ms",
+        "auto",
+        "what a step in which sequences go on shall take; prompts beside them are cut for it. "
+        f"auto: {PACING.stretch_max:g} times what it takes without prompts; off: what it takes",
+        type=_argument(read_pacing),
+        metavar="MS",
+    )
 
 
 def _add_operators(
@@ -314,6 +332,23 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 86400:
         raise ValueError(f"{text!r} is no number of seconds from 0 to 86400")
     return seconds
+
+
+def read_pacing(text: str) -> Pacing | None:
+    """How steps are paced, if they are: milliseconds, auto or off.
+
+    Raises: ValueError naming what may be said.
+    """
+    word = text.strip().lower()
+    if word in ("auto", "off"):
+        return PACING if word == "auto" else None
+    milliseconds = float(word) if _NUMBER.fullmatch(word) else 0.0
+    if not 0 < milliseconds <= STEP_TARGET_MS_MAX:
+        raise ValueError(
+            f"{text!r} is no time of a step: give milliseconds up to {STEP_TARGET_MS_MAX}, "
+            "auto or off"
+        )
+    return Pacing(milliseconds / 1000)
 
 
 def _dialects(text: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ _S3 = "s3://"
 _HUB = ("hf://", "huggingface://")
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_ON = ("1", "true", "yes", "on")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|[kmgt]i?b?)?", re.IGNORECASE)
 
 
@@ -38,6 +39,7 @@ class ServeOptions:
     lora_modules: tuple[tuple[str, Path | str], ...]
     max_batch_tokens: int | None
     max_sequences: int | None
+    step_target_ms: str | None
     drain_seconds: float
     adapter_source: str | None = None
     s3_adapter_roots: tuple[str, ...] = ()
@@ -90,6 +92,7 @@ class ServeOptions:
             *(("--local-adapter-root", root) for root in self.local_adapter_roots),
             ("--max-batch-tokens", self.max_batch_tokens),
             ("--max-sequences", self.max_sequences),
+            ("--step-target-ms", self.step_target_ms),
             ("--drain-seconds", f"{self.drain_seconds:g}"),
             ("--adapter-source", self.adapter_source),
             ("--metrics-compat", self.metrics_compat),
@@ -171,12 +174,7 @@ def _s3_root(text: str) -> str:
 
 
 def _switch(text: str) -> bool:
-    return _one_of(text.strip().lower(), "1", "true", "yes", "on", "0", "false", "no", "off") in (
-        "1",
-        "true",
-        "yes",
-        "on",
-    )
+    return _one_of(text.strip().lower(), *_ON, "0", "false", "no", "off") in _ON
 
 
 def _log_level(text: str) -> str:
@@ -272,6 +270,7 @@ _FLAGS = (
     ),
     _Flag("max-batch-tokens", _count, "N", "tokens in one step at most"),
     _Flag("max-sequences", _count, "N", "sequences in one step at most"),
+    _Flag("step-target-ms", str, "MS", "prompts are cut for steps of so long; auto or off"),
     _Flag(
         "metrics-compat",
         str,
@@ -331,6 +330,7 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
         lora_modules=tuple(modules),
         max_batch_tokens=values["max-batch-tokens"],
         max_sequences=values["max-sequences"],
+        step_target_ms=values["step-target-ms"],
         drain_seconds=values["drain-seconds"],
         adapter_source=values["adapter-source"],
         s3_adapter_roots=tuple(values["s3-adapter-root"]),

@@ -18,6 +18,7 @@ from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Node, Sequence, Stage
+from adex_scheduler.core.step_time import STEPS_BESIDE_MAX, StepTime, prompt_tokens_min
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
 
@@ -30,13 +31,14 @@ LOOKS_PER_MATCH = 32
 class Flight:
     """A plan that was sent and not answered.
 
-    It computes so many `tokens`. It owes one token to each sequence in `owed`, and these are the
-    last ones of those in `last`. `computed` has who may offer more blocks for sharing then, with
-    the positions computed; `finished` are let go when it retires.
+    It computes so many `decodes` and `prompt_tokens`. It owes one token to each sequence in `owed`,
+    and these are the last ones of those in `last`. `computed` has who may offer more blocks for
+    sharing then, with the positions computed; `finished` are let go when it retires.
     """
 
     step: int
-    tokens: int = 0
+    decodes: int = 0
+    prompt_tokens: int = 0
     owed: tuple[int, ...] = ()
     last: list[Sequence] = field(default_factory=list[Sequence])
     computed: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
@@ -47,8 +49,9 @@ class Flight:
 class Draft:
     """A plan in the making."""
 
-    tokens_left: int
     flight: Flight
+    tokens_left: int = 0
+    """Prompt tokens it has room for."""
     scored_left: int = STEP_SCORED_MAX
     arrived: list[NewSequence] = field(default_factory=list[NewSequence])
     spans: list[Span] = field(default_factory=list[Span])
@@ -70,12 +73,14 @@ class Batch:
         paging: Paging,
         turns: Turns,
         tenants: Tenants,
+        step_time: StepTime,
         first_step: int,
     ) -> None:
         self.step_tokens_max = min(info.step_tokens_max, limits.step_tokens_max or 2**31)
         self.running_max = min(
             info.step_sequences_max, limits.running_max or 2**31, self.step_tokens_max
         )
+        self._prompt_tokens_min = prompt_tokens_min(self.step_tokens_max)
         self._watermark = int(info.pages * limits.watermark_fraction)
         self._limits = limits
         self._blocks = blocks
@@ -84,6 +89,7 @@ class Batch:
         self._paging = paging
         self._turns = turns
         self._tenants = tenants
+        self._step_time = step_time
         self.sequences: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
         self.decoding = Decoding(info.block_tokens)
@@ -96,6 +102,8 @@ class Batch:
         self.promised = 0
         self.preemptions = 0
         self._short = 0
+        # Steps planned in a row that had prompts beside decodes.
+        self._steps_beside = 0
         # The sequence that waits for pages at the head of the queue, the pages it wants, how many
         # of them are kept for it, and how often it was looked at.
         self._head = -1
@@ -109,15 +117,40 @@ class Batch:
         return len(self.sequences)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of those who have begun that are yet to be planned before their next one."""
+        return sum(len(s.tokens) - s.planned for s in self.prefilling.values())
+
+    @property
     def keep_pages(self) -> int:
         """Pages that page-ins must leave: promised, short of, awaited, and kept for growth."""
         watermark = self._watermark if self.running else 0
         return self.promised + self._short + self._awaited + watermark
 
+    def prompt_room(self, decodes: int) -> int:
+        """Prompt tokens that a step may have beside so many decodes."""
+        room, pacing = self.step_tokens_max - decodes, self._limits.pacing
+        if pacing is None or not decodes:
+            return room
+        places = self.running_max - self.running
+        prompts = len(self.prefilling) + min(len(self._tiers.ready), places)
+        in_time = self._step_time.prompt_room(decodes, prompts, pacing)
+        return min(room, max(in_time, self._prompt_tokens_min))
+
+    @property
+    def _goes_alone(self) -> bool:
+        """Whether it is time for a step without prompts, so that it is known what decodes take."""
+        return self._limits.pacing is not None and self._steps_beside >= STEPS_BESIDE_MAX
+
     def form(self, now: float) -> StepPlan | None:
         """Plan the next step and count it as in flight; None where there is nothing to do."""
-        draft = Draft(self.step_tokens_max, Flight(self.next_step))
+        draft = Draft(Flight(self.next_step))
         self._decode(draft)
+        decodes = draft.decodes
+        room = self.prompt_room(len(decodes.sequences))
+        if decodes.sequences and self._goes_alone:
+            room = 0
+        draft.tokens_left = room
         if self.prefilling:
             self._prefill(draft)
         if draft.pages_short:
@@ -127,12 +160,13 @@ class Batch:
         flight = draft.flight
         self._short = draft.pages_short
         flight.finished, self.leaving = self._split_leaving(draft)
-        decodes = draft.decodes
         if not draft.spans and not decodes.sequences and not flight.finished:
             return None
         for sequence in flight.finished:
             sequence.on_worker = False
-        flight.tokens = self.step_tokens_max - draft.tokens_left
+        flight.decodes, flight.prompt_tokens = len(decodes.sequences), room - draft.tokens_left
+        if flight.decodes:
+            self._steps_beside = self._steps_beside + 1 if flight.prompt_tokens else 0
         sampled = [span.sequence for span in draft.spans if span.samples]
         flight.owed = (*decodes.sequences, *sampled)
         self.next_step += 1
@@ -179,7 +213,6 @@ class Batch:
         numbers = decoding.numbers
         grown = tuple([sequence.number for sequence in growing])
         draft.decodes = Decodes(numbers, grown, tuple(pages))
-        draft.tokens_left -= len(numbers)
         flight.computed, flight.last = decoding.advance()
 
     def _grow(self, draft: Draft, growing: list[Sequence]) -> tuple[list[Sequence], list[int]]:

@@ -7,10 +7,10 @@ Neither part is ever negative, and one observation far above all others counts a
 from dataclasses import dataclass, field
 
 # How much an observation counts beside the one after it, and how little the assumption does.
-_DECAY = 0.97
+DECAY = 0.97
 _PRIOR_WEIGHT = 0.05
 # An observation this many times more than expected counts as one that is: things hang at times.
-_OUTLIER = 8.0
+OUTLIER = 8.0
 
 
 @dataclass(slots=True)
@@ -43,9 +43,9 @@ class CostFit:
 
     def observe(self, units: float, seconds: float) -> None:
         """So many units have taken so long."""
-        seconds = min(seconds, _OUTLIER * self.seconds(units))
+        seconds = min(seconds, OUTLIER * self.seconds(units))
         terms = (1.0, units, units * units, seconds, units * seconds)
-        self._sums = [_DECAY * total + term for total, term in zip(self._sums, terms, strict=True)]
+        self._sums = [DECAY * total + term for total, term in zip(self._sums, terms, strict=True)]
         n, x, xx, y, xy = self._sums
         for size, expected in zip(self.typical, self._assumed, strict=True):
             n += _PRIOR_WEIGHT

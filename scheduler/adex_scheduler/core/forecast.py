@@ -4,21 +4,17 @@ Modelled from what has been measured: how often places come free, what the links
 cost. It is asked only for requests that name a deadline.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_scheduler.core.adapters import Residence
 from adex_scheduler.core.admission import Pace
 from adex_scheduler.core.batch import Batch
-from adex_scheduler.core.fit import CostFit
 from adex_scheduler.core.links import Links
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Tenant
+from adex_scheduler.core.step_time import StepTime
 from adex_scheduler.core.tiers import Tiers
-
-
-def _assumed_step() -> CostFit:
-    return CostFit(0.005, 1e-5, typical=(1.0, 2048.0))
 
 
 @dataclass(slots=True)
@@ -27,7 +23,7 @@ class Forecast:
 
     links: Links
     pace: Pace
-    step: CostFit = field(default_factory=_assumed_step)
+    step: StepTime
 
     def first_token_s(
         self,
@@ -45,15 +41,14 @@ class Forecast:
         """
         queue = self.queue_s(payer, tiers, batch)
         load = self.load_s(key, residency, tiers) if key is not None else 0.0
-        steps_ahead = len(batch.flights) * self.step.mean_s if batch.flights else 0.0
-        return max(queue, load) + steps_ahead + self.prompt_s(tokens, batch)
+        steps_ahead = sum(self.step.seconds(f.decodes, f.prompt_tokens) for f in batch.flights)
+        return max(queue, load) + steps_ahead + self.prompt_s(batch.prompt_tokens + tokens, batch)
 
     def prompt_s(self, tokens: int, batch: Batch) -> float:
-        """The steps that compute the prompt, with those who run beside it."""
+        """The steps that compute so many prompt tokens, with those who run beside them."""
         beside = min(batch.running, batch.step_tokens_max - 1)
-        chunk = max(batch.step_tokens_max - beside, 1)
-        steps = -(-tokens // chunk)
-        return steps * self.step.fixed_s + (tokens + steps * beside) * self.step.s_per_unit
+        steps = -(-tokens // batch.prompt_room(beside))
+        return steps * self.step.seconds(beside, 0) + tokens * self.step.s_per_prompt_token
 
     def queue_s(self, payer: Tenant | None, tiers: Tiers, batch: Batch) -> float:
         """Until its turn comes. Tenants take turns, so at most as many of each other's as of its

@@ -6,6 +6,27 @@ from math import inf
 
 
 @dataclass(frozen=True, slots=True)
+class Pacing:
+    """How long a step in which sequences decode may become by prompts beside them, which are cut.
+
+    It takes `target_s`; without one, `stretch_max` times what it takes without prompts, as long as
+    these are few.
+    """
+
+    target_s: float | None = None
+    stretch_max: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.target_s is not None and self.target_s <= 0:
+            raise ValueError(f"target_s must be positive, got {self.target_s}")
+        if self.stretch_max <= 1:
+            raise ValueError(f"stretch_max must be above 1, got {self.stretch_max}")
+
+
+PACING = Pacing()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What the core may hold, wait for and keep in flight. None: as much as the worker can."""
 
@@ -18,6 +39,8 @@ class Limits:
     prompt_tokens_max: int | None = None
     step_tokens_max: int | None = None
     """Tokens one step computes, at most the worker's `step_tokens_max`."""
+    pacing: Pacing | None = PACING
+    """None: prompts are not cut for the sake of those who decode beside them."""
     plans_in_flight_max: int = 2
     """Steps sent and not answered: 2 lets the worker start the next one without waiting."""
     fetches_max: int = 8
@@ -58,7 +81,7 @@ class Limits:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            if value is None or isinstance(value, bool | Mapping):
+            if value is None or isinstance(value, bool | Mapping | Pacing):
                 continue
             if value < 0 or (isinstance(value, int) and value == 0 and "retries" not in one.name):
                 raise ValueError(f"{one.name} must be positive, got {value}")

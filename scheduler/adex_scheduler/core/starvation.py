@@ -15,7 +15,8 @@ within `first_wait_s`, for nothing can keep it longer than this, one after the o
 - Places in the steps, or pages for its prompt: since nobody begins before it, the remainder again.
 
 The remainder is the steps in which all that run end though nobody new begins. As long as a prompt
-is not computed each step computes at least what the decodes leave of it; when all are, the longest
+is not computed each step computes at least what the decodes leave of it, or where steps are paced
+the least that prompts get then, but for one in so many that has none; when all are, the longest
 output remains; each preemption, of which there is at most one for each that runs, costs the steps
 in flight and one.
 
@@ -33,6 +34,7 @@ from math import ceil
 
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.step_time import STEPS_BESIDE_MAX, prompt_tokens_min
 from adex_scheduler.core.turns import HOLD_TURNS
 
 
@@ -60,7 +62,12 @@ def remainder_s(
     """
     step_tokens = min(info.step_tokens_max, limits.step_tokens_max or info.step_tokens_max)
     running = min(info.step_sequences_max, limits.running_max or step_tokens, step_tokens)
-    prefill = ceil(running * length_max / (step_tokens - running + 1))
+    chunk = step_tokens - running + 1
+    if limits.pacing is not None:
+        chunk = min(chunk, prompt_tokens_min(step_tokens))
+    prefill = ceil(running * length_max / chunk)
+    if limits.pacing is not None:
+        prefill += prefill // STEPS_BESIDE_MAX + 1
     flights = limits.plans_in_flight_max
     return (prefill + new_tokens_max + running * (flights + 1) + flights) * step_s
 

@@ -45,6 +45,7 @@ from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.reuse import ReuseRates
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.statistics import CoreStatistics, Counters, statistics_of
+from adex_scheduler.core.step_time import StepTime
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
 
@@ -70,7 +71,8 @@ class SchedulerCore:
         self._draining = False
         self._gone_at = self._now = 0.0
         self._pace = Pace()
-        self.forecast = Forecast(self.links, self._pace)
+        self.step_time = StepTime()
+        self.forecast = Forecast(self.links, self._pace, self.step_time)
         self._open(info, first_step=0)
 
     def _open(self, info: WorkerInfo, first_step: int) -> None:
@@ -91,6 +93,7 @@ class SchedulerCore:
             paging=self.paging,
             turns=self.turns,
             tenants=self.tenants,
+            step_time=self.step_time,
             first_step=first_step,
         )
         self.endings = Endings(
@@ -275,8 +278,8 @@ class SchedulerCore:
             return
         flight = flights.popleft()
         self.counters.steps += 1
-        if flight.tokens:
-            self.forecast.step.observe(flight.tokens, outcome.seconds)
+        if flight.decodes or flight.prompt_tokens:
+            self.step_time.observe(flight.decodes, flight.prompt_tokens, outcome.seconds)
         result = apply_outcome(
             flight,
             outcome,

@@ -8,6 +8,8 @@ from inspect import signature
 from pathlib import Path
 
 from adex_proto.errors import AdexError, ValidationError
+from adex_scheduler.config import read_pacing
+from adex_scheduler.core.limits import Pacing
 from adex_scheduler.simulate.loop import Course
 from adex_scheduler.simulate.machine import Machine, read_machine, shipped_machines
 from adex_scheduler.simulate.planning import Answer, Question, answer, faster, respread, with_memory
@@ -61,6 +63,7 @@ class Options:
     seed: int
     remote: bool
     prefix_cache: bool
+    pacing: Pacing | None
     ttft_p99_s: float | None
     plot: Path | None
     write_trace: Path | None
@@ -130,6 +133,7 @@ def _answer(options: Options, question: Question) -> Answer:
         remote=options.remote,
         from_s=options.warm_up_s,
         prefix_cache=options.prefix_cache,
+        pacing=options.pacing,
     )
 
 
@@ -193,6 +197,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         seed=flags.seed,
         remote=flags.remote,
         prefix_cache=flags.prefix_cache,
+        pacing=_pacing(flags.step_target_ms),
         ttft_p99_s=None if flags.ttft_p99_ms is None else flags.ttft_p99_ms / 1000,
         plot=flags.plot,
         write_trace=flags.write_trace,
@@ -225,6 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--remote", action="store_true", help="no adapter is on disk at the start")
     add("--prefix-cache", action="store_true", help="share what prompts have in common")
+    add(
+        "--step-target-ms", default="auto", metavar="MS", help="as of adex serve: a time, auto, off"
+    )
     add("--ttft-p99-ms", type=float, help="say which device memory is enough for this")
     add("--plot", type=Path, metavar="FILE")
     add("--json", action="store_true", help="one JSON object for each row")
@@ -269,6 +277,13 @@ def _ranks(told: str) -> tuple[int, ...]:
     if min(ranks) < 1:
         raise _bad("ranks", "must be 1 or more")
     return ranks
+
+
+def _pacing(told: str) -> Pacing | None:
+    try:
+        return read_pacing(told)
+    except ValueError as error:
+        raise _bad("step-target-ms", str(error)) from error
 
 
 def _bytes(field: str, told: str) -> float:

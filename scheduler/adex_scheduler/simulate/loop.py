@@ -21,7 +21,7 @@ from adex_scheduler.core.instructions import (
     Send,
     SendPlan,
 )
-from adex_scheduler.simulate.result import RequestRecord, RunResult
+from adex_scheduler.simulate.result import RequestRecord, RunResult, TokenGap
 from adex_scheduler.simulate.trace import TracedRequest
 from adex_scheduler.simulate.worker import TOKEN, ModelledWorker
 
@@ -67,6 +67,11 @@ class Simulation:
         self._records: dict[int, RequestRecord] = {}
         self._open: dict[int, RequestRecord] = {}
         self._tokenless: set[int] = set()
+        # Who got a token last, and when; of those who since missed one, when theirs came.
+        self._emitted: frozenset[int] = frozenset()
+        self._emitted_at = 0.0
+        self._missing: dict[int, float] = {}
+        self._gaps: list[TokenGap] = []
         self._heap: list[tuple[float, int, Event]] = []
         self._order = 0
         self._next = 0
@@ -96,7 +101,9 @@ class Simulation:
                 self._push(self._now + TICK_S, event)
                 self._on_tick()
             self._tell(event)
-        return RunResult(self._now, tuple(self._records.values()), self._worker.times)
+        return RunResult(
+            self._now, tuple(self._records.values()), self._worker.times, tuple(self._gaps)
+        )
 
     def _push(self, at: float, event: Event) -> None:
         self._order += 1
@@ -148,6 +155,7 @@ class Simulation:
 
     def _emit(self, emit: Emit) -> None:
         now, tokenless = self._now, self._tokenless
+        self._note_gaps(frozenset(emit.tokens.sequences))
         if tokenless:
             for token in emit.tokens:
                 if token.sequence in tokenless:
@@ -156,6 +164,18 @@ class Simulation:
         for number, _ in emit.finished:
             self._open.pop(number).finished_at = now
             self._ended()
+        self._emitted = self._emitted.difference([number for number, _ in emit.finished])
+
+    def _note_gaps(self, emitted: frozenset[int]) -> None:
+        """Most go on from the last step to this one, all of them after the same time."""
+        now, before, missing = self._now, self._emitted, self._missing
+        if going_on := len(emitted & before):
+            self._gaps.append(TokenGap(now, now - self._emitted_at, going_on))
+        for number in emitted - before:
+            if (since := missing.pop(number, None)) is not None:
+                self._gaps.append(TokenGap(now, now - since, 1))
+        missing.update(dict.fromkeys(before - emitted, self._emitted_at))
+        self._emitted, self._emitted_at = emitted, now
 
     def _ended(self) -> None:
         if self._course.streams is not None:

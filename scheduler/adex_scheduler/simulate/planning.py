@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adex_scheduler.core.limits import PACING, Pacing
 from adex_scheduler.core.statistics import CoreStatistics
 from adex_scheduler.simulate.loop import Course
 from adex_scheduler.simulate.machine import Machine
@@ -52,7 +53,13 @@ class Answer:
 
 
 def answer(
-    question: Question, *, course: Course, remote: bool, from_s: float, prefix_cache: bool = False
+    question: Question,
+    *,
+    course: Course,
+    remote: bool,
+    from_s: float,
+    prefix_cache: bool = False,
+    pacing: Pacing | None = PACING,
 ) -> Answer:
     """Simulate the one row."""
     machine, peaks = question.machine, Peaks()
@@ -62,7 +69,7 @@ def answer(
         question.requests,
         course=course,
         remote=remote,
-        limits=SHARING_LIMITS if prefix_cache else SIMULATED_LIMITS,
+        limits=replace(SHARING_LIMITS if prefix_cache else SIMULATED_LIMITS, pacing=pacing),
         watch=lambda core: peaks.note(core.statistics(), machine.page_bytes),
     )
     ranks = ranks_of(question.requests)

@@ -23,12 +23,14 @@ class RequestRecord:
     def ttft_s(self) -> float | None:
         return None if self.first_at is None else self.first_at - self.arrived_at
 
-    @property
-    def token_gap_s(self) -> float | None:
-        """Mean time between its tokens."""
-        if self.finished_at is None or self.first_at is None or self.request.output_tokens < 2:
-            return None
-        return (self.finished_at - self.first_at) / (self.request.output_tokens - 1)
+
+@dataclass(frozen=True, slots=True)
+class TokenGap:
+    """So many sequences got a token at `at`, each `seconds` after the one before."""
+
+    at: float
+    seconds: float
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class RunResult:
     ended_at: float
     records: tuple[RequestRecord, ...]
     times: WorkerTimes
+    gaps: tuple[TokenGap, ...] = ()
 
     def figures(self, *, from_s: float = 0.0) -> "Figures":
         """Figures over what arrived, and what ended, from `from_s` on."""
@@ -47,7 +50,6 @@ class RunResult:
         ttft = sorted(
             self.ended_at - one.arrived_at if one.ttft_s is None else one.ttft_s for one in late
         )
-        gaps = sorted(gap for one in late if (gap := one.token_gap_s) is not None)
         span = max(self.ended_at - from_s, 1e-9)
         return Figures(
             requests=len(late),
@@ -58,7 +60,7 @@ class RunResult:
             ttft_p50_s=quantile(ttft, 0.5),
             ttft_p99_s=quantile(ttft, 0.99),
             ttft_max_s=ttft[-1] if ttft else 0.0,
-            token_gap_p99_s=quantile(gaps, 0.99),
+            token_gap_p99_s=_gap_quantile([g for g in self.gaps if g.at >= from_s], 0.99),
             within_1s=sum(one <= 1.0 for one in ttft) / max(len(ttft), 1),
             blocked_share=self.times.blocked_s / max(self.ended_at, 1e-9),
             steps=self.times.steps,
@@ -101,6 +103,15 @@ class Figures:
     fetched_bytes: float
     staged_bytes: float
     paged_in_bytes: float
+
+
+def _gap_quantile(gaps: Sequence[TokenGap], share: float) -> float:
+    left = int(share * sum(one.count for one in gaps))
+    for one in sorted(gaps, key=lambda gap: gap.seconds):
+        left -= one.count
+        if left < 0:
+            return one.seconds
+    return 0.0
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -40,7 +40,7 @@ from adex_scheduler.core.instructions import (
     SendPlan,
 )
 from adex_scheduler.core.invariants import check
-from adex_scheduler.core.limits import Limits
+from adex_scheduler.core.limits import PACING, Limits, Pacing
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.testing.fake_worker import EOS, FakeWorker, oracle, worker_info
 
@@ -108,7 +108,7 @@ class World:
         self.mishaps = mishaps or Mishaps()
         info = worker_info(**(self._random_info() | info_changes))
         self.worker = worker_of(info)
-        self.limits = limits or self._random_limits()
+        self.limits = limits or self._random_limits(seed)
         self.core = SchedulerCore(info, self.limits)
         self.up: deque[StepOutcome | AdapterEvent] = deque()
         self.requests: dict[int, Request] = {}
@@ -141,7 +141,7 @@ class World:
             "step_sequences_max": pick([2, 4, step_tokens]),
         }
 
-    def _random_limits(self) -> Limits:
+    def _random_limits(self, seed: int) -> Limits:
         pick = self.chance.choice
         return Limits(
             waiting_max=pick([8, 1000]),
@@ -155,6 +155,8 @@ class World:
             watermark_fraction=pick([0.0, 0.01, 0.1]),
             prefix_cache=pick([True, True, False]),
             wait_s_max=10_000.0,
+            # A step takes the fake worker a millisecond: the last leaves prompts the least.
+            pacing=(PACING, None, Pacing(0.0005))[seed % 3],
         )
 
     # Playing.

@@ -7,6 +7,7 @@ import pytest
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 from adex_scheduler.config import METRICS_DIALECTS, parse_options, read_alias, read_aliases
+from adex_scheduler.core.limits import PACING, Pacing
 from adex_scheduler.metrics import DIALECTS
 
 MODEL = ["--model-id", "org/model"]
@@ -65,6 +66,10 @@ def test_one_name_has_one_meaning() -> None:
         ["--max-total-tokens", "many"],
         ["--drain-seconds", "-1"],
         ["--log-level", "loud"],
+        ["--step-target-ms", "0"],
+        ["--step-target-ms", "1e9"],
+        ["--step-target-ms", "nan"],
+        ["--step-target-ms", "soon"],
     ],
 )
 def test_a_value_out_of_range_ends_the_start(
@@ -73,6 +78,16 @@ def test_a_value_out_of_range_ends_the_start(
     with pytest.raises(SystemExit):
         parse_options([*MODEL, *flags], {})
     assert flags[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("told", "pacing"),
+    [("auto", PACING), ("off", None), ("40", Pacing(0.04)), ("2.5", Pacing(0.0025))],
+)
+def test_steps_are_paced_by_the_machine_by_a_time_or_not(told: str, pacing: Pacing | None) -> None:
+    assert parse_options([*MODEL, "--step-target-ms", told], {}).pacing == pacing
+    assert parse_options(MODEL, {"ADEX_STEP_TARGET_MS": told}).pacing == pacing
+    assert parse_options(MODEL, {}).pacing == PACING
 
 
 def test_a_workers_address_must_be_one() -> None:

@@ -91,7 +91,7 @@ def test_the_worker_gets_what_is_the_workers(adapter: Path) -> None:
 def test_the_scheduler_gets_what_is_the_schedulers(adapter: Path) -> None:
     given = options(
         *("--host", "0.0.0.0", "--port", "1", "--grpc-port", "2", "--drain-seconds", "5"),
-        *("--max-batch-tokens", "64", "--max-sequences", "8"),
+        *("--max-batch-tokens", "64", "--max-sequences", "8", "--step-target-ms", "40"),
         *("--local-adapter-root", str(adapter.parent), "--lora-modules", f"polite={adapter}"),
     )
     assert pairs(given.scheduler_arguments("unix:///w.sock")) == [
@@ -104,6 +104,7 @@ def test_the_scheduler_gets_what_is_the_schedulers(adapter: Path) -> None:
         ("--local-adapter-root", str(adapter.parent)),
         ("--max-batch-tokens", "64"),
         ("--max-sequences", "8"),
+        ("--step-target-ms", "40"),
         ("--drain-seconds", "5"),
     ]
 

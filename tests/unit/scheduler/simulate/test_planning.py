@@ -83,6 +83,7 @@ def test_requests_that_fail_are_told_of_and_no_memory_is_enough_for_them(
         (["--systems", "adex", "oracle"], "--systems"),
         (["--ranks", "8,x"], "--ranks"),
         (["--device-memory", "much"], "--device-memory"),
+        (["--step-target-ms", "soon"], "--step-target-ms"),
         (["--rate", "0"], "--rate"),
         (["--hardware", "nowhere.toml"], "nowhere.toml"),
         (["--trace", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -1,0 +1,87 @@
+"""What a step takes, learned from the steps there have been: its decodes, and prompts beside them.
+
+Decodes share the reading of the weights and each reads a cache of its own; prompt tokens are many
+rows of few sequences. So they differ in cost. And where steps with prompts are few among those
+without, one would be forgotten over the other. Therefore each is learned by itself: decodes from
+the steps that have nothing else, and prompt tokens from what the other steps take beyond that.
+
+From it follows how many prompt tokens a step may have, if those who decode in it shall not wait too
+long for their next token: stall-free batching (Agrawal et al. 2024, arXiv:2403.02310), with a
+budget in time, and that of the very machine, instead of tokens.
+"""
+
+from dataclasses import dataclass, field
+
+from adex_scheduler.core.fit import DECAY, OUTLIER, CostFit
+from adex_scheduler.core.limits import Pacing
+
+# This part of the tokens a step may have is for prompts in any case: they go on, however slowly.
+_PROMPT_SHARE = 32
+# After so many steps with prompts beside decodes one goes without, or what decodes take alone would
+# not be known any more: their cost would pass for that of prompts, whose part would dwindle to the
+# least, so that there would be prompts in every step, for ever.
+STEPS_BESIDE_MAX = 64
+# Prompts that wait for each sequence that decodes, from which on they count for more.
+_WAITING_SHARE = 0.25
+# What is learned holds for steps like those it was learned from. Beyond, one goes in such strides.
+_STRIDE = 2.0
+
+
+def prompt_tokens_min(step_tokens_max: int) -> int:
+    """Prompt tokens for which a paced step has room whatever it takes, if there are no more decodes
+    than leave it that much.
+    """
+    return max(step_tokens_max // _PROMPT_SHARE, 1)
+
+
+def _assumed_alone() -> CostFit:
+    return CostFit(0.005, 1e-5, typical=(1.0, 64.0))
+
+
+@dataclass(slots=True)
+class StepTime:
+    """Seconds of a step, by its decodes and its prompt tokens."""
+
+    alone: CostFit = field(default_factory=_assumed_alone)
+    """Of steps of decodes only."""
+    s_per_prompt_token: float = 1e-5
+    _reach: float = 256.0
+    """The most prompt tokens that a step has had of late."""
+    # Decayed sums over steps with prompts: of tokens squared, and of tokens times seconds. The
+    # line goes through nothing, which costs nothing, so that steps of one size tell its slope.
+    _squares: float = 1.0
+    _products: float = 1e-5
+
+    def seconds(self, decodes: int, prompt_tokens: int) -> float:
+        """What such a step is expected to take."""
+        return self.alone.seconds(decodes) + prompt_tokens * self.s_per_prompt_token
+
+    def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
+        """Such a step has taken so long."""
+        if not prompt_tokens:
+            self.alone.observe(decodes, seconds)
+            return
+        seconds = min(seconds, OUTLIER * self.seconds(decodes, prompt_tokens))
+        beyond = max(seconds - self.alone.seconds(decodes), 0.0)
+        self._squares = DECAY * self._squares + prompt_tokens * prompt_tokens
+        self._products = DECAY * self._products + prompt_tokens * beyond
+        self.s_per_prompt_token = self._products / self._squares
+        self._reach = max(float(prompt_tokens), DECAY * self._reach)
+
+    def prompt_room(self, decodes: int, prompts: int, pacing: Pacing) -> int:
+        """Prompt tokens for which a step of so many decodes has time.
+
+        `prompts` are those under way and those that could begin. Where they are many beside the
+        decodes, stretched steps are stretched further in proportion: if few decode because most
+        have yet to come so far, short steps help nobody. A target in seconds is kept to.
+        """
+        alone_s = self.alone.seconds(decodes)
+        if pacing.target_s is not None:
+            spare_s = pacing.target_s - alone_s
+        else:
+            crowding = (prompts - 1) / (_WAITING_SHARE * decodes)
+            spare_s = (pacing.stretch_max - 1.0) * alone_s * max(crowding, 1.0)
+        room = _STRIDE * self._reach
+        if spare_s < room * self.s_per_prompt_token:
+            room = spare_s / self.s_per_prompt_token
+        return max(int(room), 0)
