@@ -7,6 +7,7 @@ once (indices, masks) is kept in its batch.
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +16,7 @@ from adex_kernels import between, draw
 from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 from adex_kernels.dense_lora import add_dense_
 from adex_kernels.draw import DrawnRows
+from adex_kernels.native import greedy as native_greedy
 from adex_kernels.native import lora as native
 
 # Scores of capped attention are formed for as many queries at a time as keep them within this.
@@ -159,6 +161,22 @@ def gate(gate_up: Tensor, activation: str) -> Tensor:
     if kernels := _KERNELS.get(gate_up.device.type):
         return kernels.gate(gate_up, activation)
     return between.gate(gate_up, activation)
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The most probable token of each row, the first of equal ones, of logits [rows, vocabulary].
+
+    Returns: [2, rows] int64, the tokens, and 1 where all of a row's logits are finite, else 0.
+    """
+    found = native_greedy.greedy(logits)
+    if found is not None:
+        return found
+    if logits.device.type == "cpu":
+        # numpy's take this thread only; torch's would wake all of its own for two short passes.
+        numbers = logits.numpy()
+        return torch.from_numpy(np.stack((numbers.argmax(1), np.isfinite(numbers).all(1))))
+    # A sum is finite if all its terms are: no model's logits reach 1e30.
+    return torch.stack((logits.argmax(1), logits.sum(1).isfinite().to(torch.int64)))
 
 
 def draw_(chosen: Tensor, logits: Tensor, finite: Tensor, drawn: DrawnRows) -> None:

@@ -13,7 +13,7 @@ TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "f
 class Functions:
     """What lora.c and step.c export for one element type; arguments are structs by address."""
 
-    __slots__ = ("linear", "lora_add", "step")
+    __slots__ = ("greedy", "linear", "lora_add", "step")
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         """Raises AttributeError when the library is not ours."""
@@ -30,6 +30,14 @@ class Functions:
             ctypes.c_int64,
         )
         self.linear.restype = None
+        self.greedy = library[f"adex_greedy_{name}"]
+        self.greedy.argtypes = (
+            ctypes.c_void_p,
+            *(ctypes.c_int64,) * 2,
+            *(ctypes.c_void_p,) * 2,
+            ctypes.c_int64,
+        )
+        self.greedy.restype = None
 
 
 class Library:

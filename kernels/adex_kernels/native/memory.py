@@ -1,11 +1,20 @@
-"""Memory in large pages, which a processor finds with fewer look-ups when it reads much of it."""
+"""Memory by address, and in large pages, which a processor finds with fewer look-ups when it reads
+much of it."""
 
 import mmap
 from contextlib import suppress
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 _LARGE_PAGE_BYTES = 1 << 21
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where a contiguous array begins."""
+    assert array.flags.c_contiguous
+    return int(array.__array_interface__["data"][0])
 
 
 def zeros(size: int) -> torch.Tensor:

@@ -32,7 +32,9 @@ typedef struct {
 typedef struct {
     const Layer *layers;
     int64_t count, hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, activation;
-    float eps, attention_scale, attention_softcap, unused;
+    float eps, attention_scale, attention_softcap, embedding_scale; /* 0: none */
+    int64_t vocabulary;
+    const char *embedding; /* [vocabulary, hidden] */
     const float *norm;
     Linear head; /* without panels: the caller's */
 } Model;
@@ -42,8 +44,8 @@ typedef struct { int64_t next; Gate done; int64_t unused[5]; } Stage;
 /* Buffers hold `rows` rows of the model's type. */
 typedef struct {
     int64_t rows, wanted;
-    char *hidden;                                      /* in: embeddings */
-    char *normed, *qkv, *attended, *out, *wide_pair, *wide;
+    const int64_t *token_ids;                          /* [rows] */
+    char *hidden, *normed, *qkv, *attended, *out, *wide_pair, *wide;
     char *scratch;                                     /* a panel for each thread */
     int64_t scratch_stride;
     const char *cos, *sin;                             /* [rows, rotary_dim]; sin half negated */
@@ -139,6 +141,19 @@ static void add_and_norm(const Team *team, int64_t row, const float *out_norm, c
     norm(at(s->normed, row * size), hidden, weight, size, team->model->eps);
 }
 
+/* hidden = the token's embedding, scaled where the model does so; normed = norm(hidden). */
+static void embed(const Team *team, int64_t row) {
+    const Model *m = team->model;
+    char *hidden = at(team->step->hidden, row * m->hidden);
+    const char *embedding = at(m->embedding, team->step->token_ids[row] * m->hidden);
+    float scale = m->embedding_scale;
+    if (scale == 0)
+        memcpy(hidden, embedding, m->hidden * ELEMENT);
+    else
+        IN_LANES(k, count, m->hidden, store(at(hidden, k), load(at(embedding, k), count) * scale, count))
+    norm(at(team->step->normed, row * m->hidden), hidden, m->layers->attention_norm, m->hidden, m->eps);
+}
+
 /* y = x through the linear, and its low-rank terms. Two or three stages. */
 static void linear_stages(Team *team, const Linear *linear, const char *x, char *y, int64_t index) {
     const Step *s = team->step;
@@ -193,6 +208,32 @@ static void turn_and_write(const Team *team, const Layer *layer, int64_t index, 
     for (int value = 0; value < 2; value++)
         memcpy(at(s->attention.kv, (cell + value * LANES) * keys),
                at(qkv, m->heads * dim + value * keys), keys * ELEMENT);
+}
+
+/* A block that this step begins may hold what an adapter or another sequence left. Cells behind a
+ * sequence's end weigh nothing, but what reads as NaN there would still spread in torch's attention. */
+static void clear_behind(const Team *team, int64_t index, int64_t sequence) {
+    const Attention *a = &team->step->attention;
+    int64_t rows = a->query_starts[sequence + 1] - a->query_starts[sequence];
+    int64_t last = a->context_lens[sequence] - 1, used = last % LANES + 1, keys = a->kv_heads * a->head_dim;
+    if (rows < used)
+        return;
+    int64_t page = a->tables[sequence * a->tables_stride + last / LANES];
+    int64_t cell = (page * team->model->count + index) * 2 * LANES + used;
+    for (int value = 0; value < 2; value++)
+        memset(at(a->kv, (cell + value * LANES) * keys), 0, (LANES - used) * keys * ELEMENT);
+}
+
+static void rotation_stage(Team *team, const Layer *layer, int64_t index) {
+    const Step *s = team->step;
+    int64_t each = rows_in_piece(layer->qkv.out), pieces = (s->rows + each - 1) / each;
+    IN_PIECES(team, pieces + s->attention.sequences, piece) {
+        for (int64_t row = piece * each; row < s->rows && row < (piece + 1) * each; row++)
+            turn_and_write(team, layer, index, row);
+        if (piece >= pieces)
+            clear_behind(team, index, piece - pieces);
+    }
+    next_stage(team, ROTATION);
 }
 
 static void attention_stage(Team *team, const Layer *layer, int64_t index) {
@@ -261,8 +302,7 @@ static void layer_stages(Team *team, int64_t index, const float *norm_after) {
     const Layer *layer = m->layers + index;
     int64_t group = index * GROUPS;
     linear_stages(team, &layer->qkv, s->normed, s->qkv, group + QKV);
-    IN_ROWS(team, layer->qkv.out, s->rows, row, turn_and_write(team, layer, index, row))
-    next_stage(team, ROTATION);
+    rotation_stage(team, layer, index);
     attention_stage(team, layer, index);
     linear_stages(team, &layer->o, s->attended, s->out, group + O);
     IN_ROWS(team, m->hidden, s->rows, row,
@@ -281,9 +321,7 @@ static void take_part(const Model *m, const Step *s) {
                  s->spent ? own_time() : 0};
     if (s->cores)
         stay_on(s->cores[team.thread]);
-    IN_ROWS(&team, m->hidden, s->rows, row,
-            norm(at(s->normed, row * m->hidden), at(s->hidden, row * m->hidden),
-                 m->layers->attention_norm, m->hidden, m->eps))
+    IN_ROWS(&team, m->hidden, s->rows, row, embed(&team, row))
     next_stage(&team, NORMS);
     for (int64_t i = 0; i < m->count; i++)
         layer_stages(&team, i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->norm);
@@ -301,8 +339,12 @@ static void take_part(const Model *m, const Step *s) {
     spend(&team, HEAD);
 }
 
-/* Returns: 0, or 1 with nothing computed where an adapter does not fit the model or the rows. */
+/* Returns: 0, or with nothing computed 1 where an adapter does not fit the model or the rows, and 2
+ * where a token is outside the vocabulary. */
 int EXPORTED(adex_step)(const Model *m, const Step *s) {
+    for (int64_t row = 0; row < s->rows; row++)
+        if (s->token_ids[row] < 0 || s->token_ids[row] >= m->vocabulary)
+            return 2;
     for (int64_t i = 0; i < m->count * GROUPS; i++) {
         const Layer *layer = m->layers + i / GROUPS;
         const Linear *linears[] = {&layer->qkv, &layer->o, &layer->gate_up, &layer->down};
@@ -332,4 +374,47 @@ void EXPORTED(adex_linear)(const Linear *linear, const void *x, void *y, int64_t
     Stage stage = {0};
 #pragma omp parallel num_threads((int)threads)
     multiply_all(&product, &stage);
+}
+
+/* The place of the greatest of `size` numbers, the first of equal ones, and whether all are finite. */
+static void choose_greatest(const float *numbers, int64_t size, int64_t *place, int64_t *finite) {
+    const i32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    f32 most = splat(-__builtin_inff());
+    i32 places = lanes, unreal = {0};
+    int64_t whole = size / LANES * LANES;
+    for (int64_t k = 0; k < whole; k += LANES) {
+        f32 value = load_floats(numbers + k, LANES);
+        i32 greater = value > most;
+        most = chosen(greater, value, most);
+        places = (greater & (lanes + (int32_t)k)) | (~greater & places);
+        unreal |= value - value != 0.0f;
+    }
+    float top = most[0];
+    int64_t found = places[0];
+    *finite = !unreal[0];
+    for (int i = 1; i < LANES; i++) {
+        if (most[i] > top || (most[i] == top && places[i] < found)) {
+            top = most[i];
+            found = places[i];
+        }
+        *finite &= !unreal[i];
+    }
+    for (int64_t k = whole; k < size; k++) {
+        if (numbers[k] > top) {
+            top = numbers[k];
+            found = k;
+        }
+        *finite &= numbers[k] - numbers[k] == 0;
+    }
+    *place = found < size ? found : 0;
+}
+
+/* Of each row of logits [rows, columns]. */
+void EXPORTED(adex_greedy)(const float *logits, int64_t rows, int64_t columns, int64_t *tokens,
+                           int64_t *finite, int64_t threads) {
+    enum { TEAM_NUMBERS = 1 << 18 };
+    int team = rows * columns < TEAM_NUMBERS ? 1 : (int)threads;
+#pragma omp parallel for num_threads(team) if (team > 1)
+    for (int64_t row = 0; row < rows; row++)
+        choose_greatest(logits + row * columns, columns, tokens + row, finite + row);
 }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.layout import Group
 from adex_kernels.native import library
 from adex_kernels.native.lora import UNFIT, thin_segments
+from adex_kernels.native.memory import address
 from adex_kernels.native.panels import (
     LinearStruct,
     PackedWeight,
@@ -76,6 +78,7 @@ class Shape:
     norm_eps: float
     attention_scale: float
     attention_softcap: float | None
+    embedding_scale: float | None
     windows: Sequence[int | None]
 
 
@@ -110,7 +113,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         *_fields("layers:p", "count", "hidden", "heads", "kv_heads", "head_dim", "rotary_dim"),
         *_fields("intermediate", "activation", "eps:f", "attention_scale:f"),
-        *_fields("attention_softcap:f", "unused:f", "norm:p"),
+        *_fields("attention_softcap:f", "embedding_scale:f", "vocabulary", "embedding:p", "norm:p"),
         ("head", LinearStruct),
     )
 
@@ -128,8 +131,8 @@ class _Step(ctypes.Structure):
     """step.c's `Step`."""
 
     _fields_ = (
-        *_fields("rows", "wanted", "hidden:p", "normed:p", "qkv:p", "attended:p", "out:p"),
-        *_fields("wide_pair:p", "wide:p", "scratch:p", "scratch_stride", "cos:p", "sin:p"),
+        *_fields("rows", "wanted", "token_ids:p", "hidden:p", "normed:p", "qkv:p", "attended:p"),
+        *_fields("out:p", "wide_pair:p", "wide:p", "scratch:p", "scratch_stride", "cos:p", "sin:p"),
         *_fields("write_pages:p", "write_offsets:p"),
         ("attention", _Attention),
         *_fields("segments:p", "segment_count", "shrunk:p", "logit_rows:p", "chosen:p"),
@@ -148,16 +151,18 @@ class NativeModel:
     def __init__(
         self,
         shape: Shape,
+        embedding: Tensor,
         layers: Sequence[Layer],
         norm: Tensor,
         head: PackedWeight | None,
-        dtype: torch.dtype,
     ) -> None:
-        """`head` None leaves the logits to the caller. Weights of the layers must be packed."""
+        """`embedding` [vocabulary, hidden] is of the serving type. `head` None leaves the logits to
+        the caller. Weights of the layers must be packed."""
         self.spent: Tensor | None = None
         self.cores: Tensor | None = None
-        self._kept: list[Tensor] = []
-        self._shape, self._dtype = shape, dtype
+        assert embedding.is_contiguous(), "rows of it are found by their number"
+        self._kept: list[Tensor] = [embedding]
+        self._shape, self._dtype = shape, embedding.dtype
         self._layers = (_Layer * len(layers))(
             *(self._layer(*each) for each in zip(layers, shape.windows, strict=True))
         )
@@ -176,51 +181,54 @@ class NativeModel:
             eps=shape.norm_eps,
             attention_scale=shape.attention_scale,
             attention_softcap=shape.attention_softcap or 0.0,
+            embedding_scale=shape.embedding_scale or 0.0,
+            vocabulary=len(embedding),
+            embedding=embedding.data_ptr(),
             norm=self._floats(norm),
             head=LinearStruct() if head is None else self._linear(head, None),
         )
         ins = [each.in_features for each in self._weights(layers)]
-        self._scratch_stride = panel_bytes(max(ins, default=0), dtype)
+        self._scratch_stride = panel_bytes(max(ins, default=0), self._dtype)
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def forward(
         self,
-        hidden: Tensor,
+        token_ids: Tensor,
         rotation: tuple[Tensor, Tensor],
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
         logit_rows: Tensor | None,
     ) -> Tensor | None:
-        """All layers and the last norm for hidden [rows, hidden], which is overwritten.
+        """From token_ids [rows] int64 through all layers and the last norm.
 
+        Cells behind the end of a sequence, in a block that this step begins, are cleared.
         Returns: logits [wanted, vocabulary] float32, or, of a model without a head here, the
         normed rows [wanted, hidden] that they follow from; None with nothing done where an adapter
-        is not described for this path.
+        is not described for this path. Raises IndexError for a token outside the vocabulary.
         """
-        native = library.functions(self._dtype, hidden.device)
+        native = library.functions(self._dtype, token_ids.device)
         assert native is not None, "the library that packed the weights is still registered"
         segments = None
         if lora is not None:
             segments = thin_segments(lora, self._dtype, lambda rows, record: True)
             if segments.others:
                 return None
-        rows, threads, shape = hidden.shape[0], torch.get_num_threads(), self._shape
+        rows, threads = token_ids.shape[0], torch.get_num_threads()
         wanted = rows if logit_rows is None else len(logit_rows)
         assert self.cores is None or len(self.cores) == threads, "a core for each thread"
         if logit_rows is None:
             logit_rows = torch.arange(rows)
         described, kept = self._attention(kv, attention)
         cos, sin = (each.contiguous() for each in rotation)
-        stages = torch.zeros(
-            (len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, dtype=torch.uint8
-        )
-        logits = torch.empty((wanted, self._head_out))
-        chosen = torch.empty((wanted, shape.hidden), dtype=self._dtype)
+        # numpy's: between two steps, torch would hand Python's lock to whoever wants it.
+        stages = np.zeros((len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, np.uint8)
+        logits = np.empty((wanted, self._head_out), np.float32)
+        chosen = torch.empty((wanted, self._shape.hidden), dtype=self._dtype)
         step = _Step(
             rows=rows,
             wanted=wanted,
-            hidden=hidden.data_ptr(),
+            token_ids=token_ids.data_ptr(),
             **self._buffers(rows, threads),
             scratch_stride=self._scratch_stride,
             cos=cos.data_ptr(),
@@ -233,24 +241,25 @@ class NativeModel:
             shrunk=segments.shrunk.data_ptr() if segments else 0,
             logit_rows=logit_rows.data_ptr(),
             chosen=chosen.data_ptr(),
-            logits=logits.data_ptr(),
-            stages=stages.data_ptr(),
+            logits=address(logits),
+            stages=address(stages),
             threads=threads,
             spent=0 if self.spent is None else self.spent.data_ptr(),
             cores=0 if self.cores is None else self.cores.data_ptr(),
         )
-        if native.step(ctypes.byref(self._model), ctypes.byref(step)) == UNFIT:
+        failed = native.step(ctypes.byref(self._model), ctypes.byref(step))
+        if failed == UNFIT:
             raise ValueError("an adapter's matrices or rows do not fit the model")
+        if failed:
+            raise IndexError("a token is outside the vocabulary")
         del kept
-        return logits if self._head_out else chosen
+        return torch.from_numpy(logits) if self._head_out else chosen
 
-    def _attention(
-        self, kv: Tensor, attention: AttentionBatch
-    ) -> tuple[_Attention, tuple[Tensor, ...]]:
+    def _attention(self, kv: Tensor, attention: AttentionBatch) -> tuple[_Attention, object]:
         """The struct, and what it points to."""
         shape, tables = self._shape, attention.block_tables.contiguous()
-        starts = torch.tensor(attention.query_starts)
-        lens = torch.tensor(attention.context_lens)
+        starts = np.array(attention.query_starts, np.int64)
+        lens = np.array(attention.context_lens, np.int64)
         described = _Attention(
             kv=kv.data_ptr(),
             sequences=len(lens),
@@ -259,8 +268,8 @@ class NativeModel:
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
             tables_stride=tables.shape[1],
-            query_starts=starts.data_ptr(),
-            context_lens=lens.data_ptr(),
+            query_starts=address(starts),
+            context_lens=address(lens),
             tables=tables.data_ptr(),
             scale=shape.attention_scale,
             softcap=shape.attention_softcap or 0.0,
@@ -272,6 +281,7 @@ class NativeModel:
         shape = self._shape
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         widths = {
+            "hidden": shape.hidden,
             "normed": shape.hidden,
             "qkv": q + 2 * kv,
             "attended": q,

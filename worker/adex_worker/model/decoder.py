@@ -76,7 +76,7 @@ class Decoder:
             if spec.embedding_scale is None
             else float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
         )
-        self._native = _native_model(spec, weights, self.dtype)
+        self._native = _native_model(spec, weights, self._embedding_scale)
 
     def kv_shape(self, pages: int, block_tokens: int) -> tuple[int, ...]:
         """The shape of the KV tensor that `forward` takes, over `pages` pages."""
@@ -113,19 +113,15 @@ class Decoder:
         """
         if lora is not None and not lora.segments:
             lora = None
-        spec = self.spec
-        dispatch.clear_fresh_(kv, attention)
-        hidden = functional.embedding(token_ids, self.weights.embedding)
-        if self._embedding_scale is not None:
-            hidden = hidden * self._embedding_scale
+        spec, ids = self.spec, token_ids.long()
         rotation = self._rope.rotation(positions, attention.row_lens, self.dtype)
         logits = None
         if self._native is not None and attention.block_tokens == BLOCK_TOKENS:
-            logits = self._native.forward(hidden, rotation, kv, attention, lora, logit_rows)
+            logits = self._native.forward(ids, rotation, kv, attention, lora, logit_rows)
             if logits is not None and not self._native.has_head:
                 logits = linear(logits, self.weights.head)
         if logits is None:
-            logits = self._by_operations(hidden, rotation, kv, attention, lora, logit_rows)
+            logits = self._by_operations(ids, rotation, kv, attention, lora, logit_rows)
         logits = logits.float() if into is None else into.copy_(logits)
         if spec.logit_softcap is not None:
             logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
@@ -133,17 +129,21 @@ class Decoder:
 
     def _by_operations(
         self,
-        hidden: Tensor,
+        token_ids: Tensor,
         rotation: tuple[Tensor, Tensor],
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
         logit_rows: Tensor | None,
     ) -> Tensor:
-        """Logits of the wanted rows in the serving type; hidden is overwritten.
+        """Logits of the wanted rows in the serving type.
 
         What a half of a layer answers is added by the norm that begins the next.
         """
+        dispatch.clear_fresh_(kv, attention)
+        hidden = functional.embedding(token_ids, self.weights.embedding)
+        if self._embedding_scale is not None:
+            hidden = hidden * self._embedding_scale
         eps, out = self.spec.norm_eps, None
         for layer, weights in enumerate(self.weights.layers):
             normed = dispatch.add_norm_(hidden, out, weights.attention_norm, eps)
@@ -214,7 +214,9 @@ class Decoder:
         return out
 
 
-def _native_model(spec: ModelSpec, weights: ModelWeights, dtype: torch.dtype) -> NativeModel | None:
+def _native_model(
+    spec: ModelSpec, weights: ModelWeights, embedding_scale: float | None
+) -> NativeModel | None:
     """The layers for the compiled path, where all of them are packed for it."""
     linears = [w for each in weights.layers for w in (each.qkv, each.o, each.gate_up, each.down)]
     if not all(isinstance(each, PackedWeight) for each in linears):
@@ -230,7 +232,8 @@ def _native_model(spec: ModelSpec, weights: ModelWeights, dtype: torch.dtype) ->
         norm_eps=spec.norm_eps,
         attention_scale=spec.attention_scale,
         attention_softcap=spec.attention_softcap,
+        embedding_scale=embedding_scale,
         windows=spec.windows,
     )
     head = weights.head if isinstance(weights.head, PackedWeight) else None
-    return NativeModel(shape, weights.layers, weights.norm, head, dtype)
+    return NativeModel(shape, weights.embedding, weights.layers, weights.norm, head)

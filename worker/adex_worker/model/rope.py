@@ -44,13 +44,9 @@ class Rope:
             lens: [rows] int64, the whole known length of each row's sequence.
         The first half of sin is negated, so that rotating is one product with the halves swapped.
         """
-        angles = positions.unsqueeze(1).float() * self._row_frequencies(lens)
-        cos, sin = _cos_sin(angles)
-        if self._spec.attention_factor != 1.0:
-            cos.mul_(self._spec.attention_factor)
-            sin.mul_(self._spec.attention_factor)
-        cosines = torch.cat((cos, cos), 1).to(dtype).unsqueeze(1)
-        return cosines, torch.cat((-sin, sin), 1).to(dtype).unsqueeze(1)
+        turned = _on_this_thread if positions.device.type == "cpu" else _by_operations
+        frequencies = self._row_frequencies(lens)
+        return turned(positions, frequencies, self._spec.attention_factor, dtype)
 
     def _row_frequencies(self, lens: Tensor) -> Tensor:
         spec = self._spec
@@ -66,12 +62,35 @@ class Rope:
         return self._frequencies
 
 
-def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
-    if angles.device.type != "cpu":
-        return angles.cos(), angles.sin()
-    # numpy's take this thread only; torch's would wake all of its own for a few numbers.
-    numbers = angles.numpy()
-    return torch.from_numpy(np.cos(numbers)), torch.from_numpy(np.sin(numbers))
+def _by_operations(
+    positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`Rope.rotation`, each result times `factor`."""
+    angles = positions.unsqueeze(1).float() * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    if factor != 1.0:
+        cos.mul_(factor)
+        sin.mul_(factor)
+    cosines = torch.cat((cos, cos), 1).to(dtype).unsqueeze(1)
+    return cosines, torch.cat((-sin, sin), 1).to(dtype).unsqueeze(1)
+
+
+def _on_this_thread(
+    positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same in numpy: torch would wake all of its own threads for a few numbers."""
+    angles = positions.numpy().astype(np.float32)[:, None] * frequencies.numpy()
+    rows, half = angles.shape
+    both = np.empty((2, rows, 1, 2 * half), np.float32)
+    cos, sin = both[0, :, 0], both[1, :, 0]
+    np.cos(angles, out=cos[:, half:])
+    np.sin(angles, out=sin[:, half:])
+    if factor != 1.0:
+        both[..., half:] *= np.float32(factor)
+    cos[:, :half] = cos[:, half:]
+    np.negative(sin[:, half:], out=sin[:, :half])
+    cosines, sines = torch.from_numpy(both).to(dtype)
+    return cosines, sines
 
 
 def frequencies(spec: RopeSpec) -> Tensor:

@@ -48,17 +48,15 @@ class Draws:
 
     def __init__(
         self,
-        token_ids: Tensor,
-        finite: Tensor,
+        both: Tensor,
         asked: IntArray | None = None,
         logprobs: tuple[Tensor, ...] = (),
     ) -> None:
-        """`finite` [rows]; `logprobs` as `_logprobs` answers for the rows that `asked`."""
-        self.token_ids = token_ids
+        """`both` as `dispatch.greedy` answers, so that there is one transfer; `logprobs` as
+        `_logprobs` answers for the rows that `asked`."""
+        self.token_ids = both[0]
         self._asked = asked
-        # One transfer for both.
-        both = torch.stack((token_ids, finite.to(torch.int64)))
-        self.arrival = Download(token_ids.device, both, *logprobs)
+        self.arrival = Download(both.device, both, *logprobs)
 
     def read(self) -> Sampled:
         """Waits for the device."""
@@ -106,15 +104,10 @@ def sample(
     """
     batch = _Batch(logits, rows, generated, table, table.needs[rows])
     needed = int(np.bitwise_or.reduce(batch.needs))
-    if not needed and logits.device.type == "cpu":
-        # numpy's take this thread only; torch's would wake all of its own for two short passes.
-        numbers = logits.numpy()
-        finite = torch.from_numpy(np.isfinite(numbers.sum(1)))
-        return Draws(torch.from_numpy(numbers.argmax(1)), finite)
+    if not needed:
+        return Draws(dispatch.greedy(logits))
     # A sum is finite if all its terms are: no model's logits reach 1e30.
     finite = logits.sum(1).isfinite()
-    if not needed:
-        return Draws(logits.argmax(1), finite)
     asked = batch.needing(Needs.LOGPROBS)
     own = logits[upload(asked, batch.device)] if len(asked) else None
     if needed & Needs.PENALTY:
@@ -126,10 +119,11 @@ def sample(
     if masks is not None and len(masks.index):
         _forbid_others_(batch, masks)
     chosen = _choose(batch, finite) if needed & Needs.DRAW else logits.argmax(1)
+    both = torch.stack((chosen, finite.to(torch.int64)))
     if own is None:
-        return Draws(chosen, finite)
+        return Draws(both)
     own_ids = chosen[upload(asked, batch.device)]
-    return Draws(chosen, finite, asked, _logprobs(own, own_ids, table.logprobs[rows[asked]]))
+    return Draws(both, asked, _logprobs(own, own_ids, table.logprobs[rows[asked]]))
 
 
 def _penalise_(batch: _Batch) -> None:

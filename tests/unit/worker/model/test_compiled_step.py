@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adex_kernels import dispatch
 from adex_kernels.batch import AttentionBatch, LoraBatch
 from adex_kernels.layout import Module, bundle_layout
 from adex_kernels.linear import linear, packed
@@ -222,3 +223,54 @@ def test_a_pass_keeps_nothing_for_gradients(tmp_path: Path) -> None:
     attention = AttentionBatch.build([0, 1], [1], table, BLOCK_TOKENS, kv.device, [1])
     logits = decoder.forward(torch.tensor([5]), torch.tensor([0]), kv, attention)
     assert logits.is_inference()
+
+
+@each_dtype
+def test_what_a_block_held_before_changes_nothing_and_is_gone_behind_a_text_that_begins_it(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(9)
+    decoder = model(tmp_path, dtype)
+    # Whole blocks, parts of them, a decode that begins one, and one that does not.
+    world = Sequences(decoder, adapters(decoder), [(0, 32, 0), (0, 21, 2), (16, 1, 1), (20, 3, 0)])
+    wanted = world.step(world.parts(), world.kv.clone())
+    spoiled = world.kv.clone()
+    for number, (start, count, _) in enumerate(world.spans):
+        first = -(-start // BLOCK_TOKENS)
+        spoiled[world.tables[number, first : first + 1 + count // BLOCK_TOKENS]] = float("nan")
+    for mine, theirs in zip(world.step(world.parts(), spoiled), wanted, strict=True):
+        assert torch.equal(mine, theirs)
+    for number, (start, count, _) in enumerate(world.spans):
+        blocks = -(-(start + count) // BLOCK_TOKENS)
+        assert spoiled[world.tables[number, :blocks]].isfinite().all()
+
+
+def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    decoder = model(tmp_path, torch.float32)
+    world = Sequences(decoder, adapters(decoder), [(0, 3, 0)])
+    for wrong in (-1, decoder.spec.vocabulary):
+        world.texts[0][1] = wrong
+        with pytest.raises(IndexError):
+            world.step(world.parts(), world.kv)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 16, 31, 64, 8192, 100_003])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_the_greatest_of_each_row_is_numpys(rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    logits = torch.randn((rows, columns), generator=generator)
+    logits[0] = logits[0].round()  # many are equal
+    logits[-1] = float("-inf")
+    tokens, finite = dispatch.greedy(logits)
+    assert torch.equal(tokens, torch.from_numpy(logits.numpy().argmax(1)))
+    assert torch.equal(finite, logits.isfinite().all(1).long())
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_with_a_number_that_is_none_is_told_wherever_it_stands(wrong: float) -> None:
+    for place in (0, 15, 17, 39):
+        logits = torch.zeros((2, 40))
+        logits[1, place] = wrong
+        tokens, finite = dispatch.greedy(logits)
+        assert finite.tolist() == [1, 0]
+        assert 0 <= int(tokens[1]) < 40

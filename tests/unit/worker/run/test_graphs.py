@@ -18,6 +18,7 @@ from adex_kernels.batch import LoraBatch
 from adex_kernels.layout import Module, bundle_layout
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.model import rope
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.parameters import random_model
 from adex_worker.model.spec import model_spec
@@ -161,7 +162,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(dispatch, "_KERNELS", {DEVICE.type: TritonKernels()})
     # As on a GPU: a CPU's short way past torch's operations is none that a graph would have.
-    monkeypatch.setattr("adex_worker.model.rope._cos_sin", lambda each: (each.cos(), each.sin()))
+    monkeypatch.setattr(rope, "_on_this_thread", rope._by_operations)
     spec = model_spec(tiny_config("qwen3"))
     decoder = random_model(spec, seed=3, device=DEVICE, spread=0.3)
     page_bytes = kv_page_bytes(TOKENS, spec.layers, spec.kv_heads, spec.head_dim, torch.float32)
