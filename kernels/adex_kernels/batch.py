@@ -260,6 +260,8 @@ class AttentionBatch:
 
 def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`, without waiting for what the device still does."""
+    if device.type == "cpu":
+        return tensor
     # A copy from memory that is not pinned waits for the stream first.
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)

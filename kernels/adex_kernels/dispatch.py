@@ -16,7 +16,7 @@ from adex_kernels import between, draw
 from adex_kernels.batch import AttentionBatch, KeyView, LoraBatch, QueryGroup
 from adex_kernels.dense_lora import add_dense_
 from adex_kernels.draw import DrawnRows
-from adex_kernels.native import greedy as native_greedy
+from adex_kernels.native import choice
 from adex_kernels.native import lora as native
 
 # Scores of capped attention are formed for as many queries at a time as keep them within this.
@@ -168,7 +168,7 @@ def greedy(logits: Tensor) -> Tensor:
 
     Returns: [2, rows] int64, the tokens, and 1 where all of a row's logits are finite, else 0.
     """
-    found = native_greedy.greedy(logits)
+    found = choice.greedy(logits)
     if found is not None:
         return found
     if logits.device.type == "cpu":
@@ -177,6 +177,12 @@ def greedy(logits: Tensor) -> Tensor:
         return torch.from_numpy(np.stack((numbers.argmax(1), np.isfinite(numbers).all(1))))
     # A sum is finite if all its terms are: no model's logits reach 1e30.
     return torch.stack((logits.argmax(1), logits.sum(1).isfinite().to(torch.int64)))
+
+
+def log_totals(logits: Tensor) -> Tensor:
+    """The log of the sum of exp of each row of logits [rows, vocabulary]: [rows] float32."""
+    found = choice.log_totals(logits)
+    return logits.logsumexp(1) if found is None else found
 
 
 def draw_(chosen: Tensor, logits: Tensor, finite: Tensor, drawn: DrawnRows) -> None:

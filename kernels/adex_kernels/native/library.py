@@ -13,7 +13,7 @@ TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "f
 class Functions:
     """What lora.c and step.c export for one element type; arguments are structs by address."""
 
-    __slots__ = ("greedy", "linear", "lora_add", "step")
+    __slots__ = ("greedy", "linear", "log_totals", "lora_add", "step")
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         """Raises AttributeError when the library is not ours."""
@@ -38,6 +38,14 @@ class Functions:
             ctypes.c_int64,
         )
         self.greedy.restype = None
+        self.log_totals = library[f"adex_log_totals_{name}"]
+        self.log_totals.argtypes = (
+            ctypes.c_void_p,
+            *(ctypes.c_int64,) * 2,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+        )
+        self.log_totals.restype = None
 
 
 class Library:

@@ -48,7 +48,8 @@ typedef struct {
     char *hidden, *normed, *qkv, *attended, *out, *wide_pair, *wide;
     char *scratch;                                     /* a panel for each thread */
     int64_t scratch_stride;
-    const char *cos, *sin;                             /* [rows, rotary_dim]; sin half negated */
+    const float *rotation[2];                          /* cos, sin [rows, rotary_dim]; half of sin negated */
+    char *turns[2];                                    /* the same, rounded */
     const int64_t *write_pages, *write_offsets;        /* [rows] */
     Attention attention;
     const Segment *segments;
@@ -141,9 +142,15 @@ static void add_and_norm(const Team *team, int64_t row, const float *out_norm, c
     norm(at(s->normed, row * size), hidden, weight, size, team->model->eps);
 }
 
-/* hidden = the token's embedding, scaled where the model does so; normed = norm(hidden). */
+/* hidden = the token's embedding, scaled where the model does so; normed = norm(hidden). The row's
+ * rotation is rounded for all layers. */
 static void embed(const Team *team, int64_t row) {
     const Model *m = team->model;
+    int64_t turns = row * m->rotary_dim;
+    for (int i = 0; i < 2; i++)
+        IN_LANES(k, count, m->rotary_dim,
+                 store(at(team->step->turns[i], turns + k),
+                       load_floats(team->step->rotation[i] + turns + k, count), count))
     char *hidden = at(team->step->hidden, row * m->hidden);
     const char *embedding = at(m->embedding, team->step->token_ids[row] * m->hidden);
     float scale = m->embedding_scale;
@@ -199,8 +206,8 @@ static void turn_and_write(const Team *team, const Layer *layer, int64_t index, 
     const Step *s = team->step;
     int64_t heads = m->heads + m->kv_heads, dim = m->head_dim, keys = m->kv_heads * dim;
     char *qkv = at(s->qkv, row * layer->qkv.out);
-    const char *cos = at(s->cos, row * m->rotary_dim);
-    const char *sin = at(s->sin, row * m->rotary_dim);
+    const char *cos = at(s->turns[0], row * m->rotary_dim);
+    const char *sin = at(s->turns[1], row * m->rotary_dim);
     for (int64_t head = 0; head < heads; head++)
         turn_head(at(qkv, head * dim),
                   layer->qk_norm ? layer->qk_norm + head * dim : 0, cos, sin, m);
@@ -409,12 +416,41 @@ static void choose_greatest(const float *numbers, int64_t size, int64_t *place, 
     *place = found < size ? found : 0;
 }
 
+/* log of the sum of exp of `size` numbers. */
+static float log_total(const float *numbers, int64_t size) {
+    f32 most = splat(-__builtin_inff()), sums = {0};
+    int64_t whole = size / LANES * LANES;
+    for (int64_t k = 0; k < whole; k += LANES) {
+        f32 value = load_floats(numbers + k, LANES);
+        most = chosen(value > most, value, most);
+    }
+    float top = greatest(most);
+    for (int64_t k = whole; k < size; k++)
+        top = numbers[k] > top ? numbers[k] : top;
+    for (int64_t k = 0; k < whole; k += LANES)
+        sums += exponential(load_floats(numbers + k, LANES) - top);
+    float sum = total(sums);
+    for (int64_t k = whole; k < size; k++)
+        sum += expf(numbers[k] - top);
+    return top + logf(sum);
+}
+
+/* Fewer numbers than this are one thread's: others would have to be woken. */
+enum { TEAM_NUMBERS = 1 << 20 };
+
 /* Of each row of logits [rows, columns]. */
 void EXPORTED(adex_greedy)(const float *logits, int64_t rows, int64_t columns, int64_t *tokens,
                            int64_t *finite, int64_t threads) {
-    enum { TEAM_NUMBERS = 1 << 18 };
     int team = rows * columns < TEAM_NUMBERS ? 1 : (int)threads;
 #pragma omp parallel for num_threads(team) if (team > 1)
     for (int64_t row = 0; row < rows; row++)
         choose_greatest(logits + row * columns, columns, tokens + row, finite + row);
+}
+
+void EXPORTED(adex_log_totals)(const float *logits, int64_t rows, int64_t columns, float *totals,
+                               int64_t threads) {
+    int team = rows * columns < TEAM_NUMBERS ? 1 : (int)threads;
+#pragma omp parallel for num_threads(team) if (team > 1)
+    for (int64_t row = 0; row < rows; row++)
+        totals[row] = log_total(logits + row * columns, columns);
 }

@@ -132,7 +132,8 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *_fields("rows", "wanted", "token_ids:p", "hidden:p", "normed:p", "qkv:p", "attended:p"),
-        *_fields("out:p", "wide_pair:p", "wide:p", "scratch:p", "scratch_stride", "cos:p", "sin:p"),
+        *_fields("out:p", "wide_pair:p", "wide:p", "scratch:p", "scratch_stride"),
+        *_fields("cos:p", "sin:p", "turned_cos:p", "turned_sin:p"),
         *_fields("write_pages:p", "write_offsets:p"),
         ("attention", _Attention),
         *_fields("segments:p", "segment_count", "shrunk:p", "logit_rows:p", "chosen:p"),
@@ -202,6 +203,7 @@ class NativeModel:
     ) -> Tensor | None:
         """From token_ids [rows] int64 through all layers and the last norm.
 
+        `rotation` is cos and sin, each [rows, rotary_dim] float32 (half of sin negated).
         Cells behind the end of a sequence, in a block that this step begins, are cleared.
         Returns: logits [wanted, vocabulary] float32, or, of a model without a head here, the
         normed rows [wanted, hidden] that they follow from; None with nothing done where an adapter
@@ -224,12 +226,16 @@ class NativeModel:
         # numpy's: between two steps, torch would hand Python's lock to whoever wants it.
         stages = np.zeros((len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, np.uint8)
         logits = np.empty((wanted, self._head_out), np.float32)
-        chosen = torch.empty((wanted, self._shape.hidden), dtype=self._dtype)
+        buffers = self._buffers(rows, threads)
+        normed = None
+        if not self.has_head:
+            normed = torch.empty((wanted, self._shape.hidden), dtype=self._dtype)
+            buffers["chosen"] = normed.data_ptr()
         step = _Step(
             rows=rows,
             wanted=wanted,
             token_ids=token_ids.data_ptr(),
-            **self._buffers(rows, threads),
+            **buffers,
             scratch_stride=self._scratch_stride,
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
@@ -240,7 +246,6 @@ class NativeModel:
             segment_count=len(segments.records) if segments else 0,
             shrunk=segments.shrunk.data_ptr() if segments else 0,
             logit_rows=logit_rows.data_ptr(),
-            chosen=chosen.data_ptr(),
             logits=address(logits),
             stages=address(stages),
             threads=threads,
@@ -253,7 +258,7 @@ class NativeModel:
         if failed:
             raise IndexError("a token is outside the vocabulary")
         del kept
-        return torch.from_numpy(logits) if self._head_out else chosen
+        return torch.from_numpy(logits) if normed is None else normed
 
     def _attention(self, kv: Tensor, attention: AttentionBatch) -> tuple[_Attention, object]:
         """The struct, and what it points to."""
@@ -288,6 +293,9 @@ class NativeModel:
             "out": shape.hidden,
             "wide_pair": 2 * shape.intermediate,
             "wide": shape.intermediate,
+            "chosen": shape.hidden,
+            "turned_cos": shape.rotary_dim,
+            "turned_sin": shape.rotary_dim,
         }
         found, end = dict[str, int](), 0
         for name, width in widths.items():

@@ -113,24 +113,46 @@ class Decoder:
         """
         if lora is not None and not lora.segments:
             lora = None
-        spec, ids = self.spec, token_ids.long()
-        rotation = self._rope.rotation(positions, attention.row_lens, self.dtype)
         logits = None
         if self._native is not None and attention.block_tokens == BLOCK_TOKENS:
-            logits = self._native.forward(ids, rotation, kv, attention, lora, logit_rows)
-            if logits is not None and not self._native.has_head:
-                logits = linear(logits, self.weights.head)
+            logits = self._compiled(token_ids, positions, kv, attention, lora, logit_rows)
         if logits is None:
-            logits = self._by_operations(ids, rotation, kv, attention, lora, logit_rows)
-        logits = logits.float() if into is None else into.copy_(logits)
-        if spec.logit_softcap is not None:
-            logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
+            logits = self._by_operations(token_ids, positions, kv, attention, lora, logit_rows)
+        if into is not None:
+            logits = into.copy_(logits)
+        elif logits.dtype != torch.float32:
+            logits = logits.float()
+        softcap = self.spec.logit_softcap
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
         return logits
+
+    def _compiled(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv: Tensor,
+        attention: AttentionBatch,
+        lora: LoraBatch | None,
+        logit_rows: Tensor | None,
+    ) -> Tensor | None:
+        """Logits of the wanted rows; None with nothing done where this path cannot serve a step.
+
+        Hardly an operation of torch's before the call: each offers Python's lock to other threads,
+        and a step that loses it waits for what they do.
+        """
+        assert self._native is not None
+        ids = token_ids if token_ids.dtype == torch.int64 else token_ids.long()
+        rotation = self._rope.rotation(positions, attention.row_lens, torch.float32)
+        found = self._native.forward(ids, rotation, kv, attention, lora, logit_rows)
+        if found is None or self._native.has_head:
+            return found
+        return linear(found, self.weights.head)
 
     def _by_operations(
         self,
         token_ids: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        positions: Tensor,
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
@@ -141,6 +163,7 @@ class Decoder:
         What a half of a layer answers is added by the norm that begins the next.
         """
         dispatch.clear_fresh_(kv, attention)
+        rotation = self._rope.rotation(positions, attention.row_lens, self.dtype)
         hidden = functional.embedding(token_ids, self.weights.embedding)
         if self._embedding_scale is not None:
             hidden = hidden * self._embedding_scale

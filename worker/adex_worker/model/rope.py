@@ -89,8 +89,8 @@ def _on_this_thread(
         both[..., half:] *= np.float32(factor)
     cos[:, :half] = cos[:, half:]
     np.negative(sin[:, half:], out=sin[:, :half])
-    cosines, sines = torch.from_numpy(both).to(dtype)
-    return cosines, sines
+    cosines, sines = torch.from_numpy(both[0]), torch.from_numpy(both[1])
+    return (cosines, sines) if dtype == torch.float32 else (cosines.to(dtype), sines.to(dtype))
 
 
 def frequencies(spec: RopeSpec) -> Tensor:

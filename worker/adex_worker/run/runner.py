@@ -207,7 +207,8 @@ class Runner:
                 return
             masks, launched.errors = self._masks(rows)
             generated = launched.generated
-            draws = sample(logits[: len(rows)], rows, generated, self._sampling, masks)
+            own = logits if len(logits) == len(rows) else logits[: len(rows)]
+            draws = sample(own, rows, generated, self._sampling, masks)
             launched.draws, launched.arrival = draws, draws.arrival
             if self._last is not None:
                 self._last.index_copy_(0, upload(rows, self._kv.device), draws.token_ids)

@@ -54,9 +54,12 @@ class Draws:
     ) -> None:
         """`both` as `dispatch.greedy` answers, so that there is one transfer; `logprobs` as
         `_logprobs` answers for the rows that `asked`."""
-        self.token_ids = both[0]
-        self._asked = asked
+        self._both, self._asked = both, asked
         self.arrival = Download(both.device, both, *logprobs)
+
+    @property
+    def token_ids(self) -> Tensor:
+        return self._both[0]
 
     def read(self) -> Sampled:
         """Waits for the device."""
@@ -104,8 +107,8 @@ def sample(
     """
     batch = _Batch(logits, rows, generated, table, table.needs[rows])
     needed = int(np.bitwise_or.reduce(batch.needs))
-    if not needed:
-        return Draws(dispatch.greedy(logits))
+    if not needed & ~Needs.LOGPROBS:
+        return _greedy(batch)
     # A sum is finite if all its terms are: no model's logits reach 1e30.
     finite = logits.sum(1).isfinite()
     asked = batch.needing(Needs.LOGPROBS)
@@ -124,6 +127,18 @@ def sample(
         return Draws(both)
     own_ids = chosen[upload(asked, batch.device)]
     return Draws(both, asked, _logprobs(own, own_ids, table.logprobs[rows[asked]]))
+
+
+def _greedy(batch: _Batch) -> Draws:
+    """Of rows that need nothing, or to be told log probabilities."""
+    both, asked = dispatch.greedy(batch.logits), batch.needing(Needs.LOGPROBS)
+    if not len(asked):
+        return Draws(both)
+    own, own_ids = batch.logits, both[0]
+    if len(asked) < len(batch.rows):
+        index = upload(asked, batch.device)
+        own, own_ids = own[index], own_ids[index]
+    return Draws(both, asked, _logprobs(own, own_ids, batch.table.logprobs[batch.rows[asked]]))
 
 
 def _penalise_(batch: _Batch) -> None:
@@ -218,7 +233,11 @@ def _drawn(batch: _Batch, index: IntArray) -> DrawnRows:
 def _logprobs(own: Tensor, token_ids: Tensor, wanted: IntArray) -> tuple[Tensor, Tensor, Tensor]:
     """Of the model's own logits [asked, vocabulary]: the chosen tokens' [asked], and the most
     probable tokens and theirs [asked, most asked for]; `wanted` [asked] alternatives each."""
-    totals = own.logsumexp(1, keepdim=True)
-    top, top_ids = own.topk(min(int(wanted.max()), own.shape[1]), dim=1)
-    chosen = own.gather(1, token_ids.unsqueeze(1)) - totals
-    return chosen.squeeze(1).double(), top_ids, (top - totals).double()
+    totals = dispatch.log_totals(own)
+    chosen = own.gather(1, token_ids.unsqueeze(1)).squeeze(1) - totals
+    most = min(int(wanted.max()), own.shape[1])
+    if not most:
+        nothing = own.new_empty((len(own), 0), dtype=torch.float64)
+        return chosen.double(), nothing.long(), nothing
+    top, top_ids = own.topk(most, dim=1)
+    return chosen.double(), top_ids, (top - totals.unsqueeze(1)).double()

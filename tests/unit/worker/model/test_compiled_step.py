@@ -274,3 +274,12 @@ def test_a_row_with_a_number_that_is_none_is_told_wherever_it_stands(wrong: floa
         tokens, finite = dispatch.greedy(logits)
         assert finite.tolist() == [1, 0]
         assert 0 <= int(tokens[1]) < 40
+
+
+@pytest.mark.parametrize("columns", [1, 31, 64, 8192, 300_001])
+def test_the_log_of_a_sum_is_that_of_exact_numbers(columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    logits = torch.randn((4, columns), generator=generator) * torch.tensor([[1], [10], [50], [0]])
+    logits[1] -= 1000
+    exact = logits.double().logsumexp(1)
+    assert torch.allclose(dispatch.log_totals(logits).double(), exact, rtol=3e-7, atol=3e-6)
