@@ -101,9 +101,10 @@ async def ask(
     adapter: str,
     requests: list[Request],
     new_tokens: int = NEW_TOKENS,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> Request:
     """One streamed request through `adapter` ("" is the base model), appended to `requests`."""
-    prompt = " ".join(f"w{random.randrange(2, VOCABULARY)}" for _ in range(PROMPT_TOKENS))
+    prompt = " ".join(f"w{random.randrange(2, VOCABULARY)}" for _ in range(prompt_tokens))
     parameters = {"max_new_tokens": new_tokens, "ignore_eos_token": True, **_naming(adapter)}
     request = Request(adapter, time.perf_counter())
     requests.append(request)

@@ -127,30 +127,25 @@ class Batch:
         watermark = self._watermark if self.running else 0
         return self.promised + self._short + self._awaited + watermark
 
-    def prompt_room(self, decodes: int) -> int:
-        """Prompt tokens that a step may have beside so many decodes."""
+    @property
+    def prompts(self) -> int:
+        """Sequences that have yet to come to their next token, or could begin."""
+        return len(self.prefilling) + min(len(self._tiers.ready), self.running_max - self.running)
+
+    def prompt_room(self, decodes: int, prompts: int) -> int:
+        """Prompt tokens that a step may have beside so many decodes, where so many have some."""
         room, pacing = self.step_tokens_max - decodes, self._limits.pacing
         if pacing is None or not decodes:
             return room
-        places = self.running_max - self.running
-        prompts = len(self.prefilling) + min(len(self._tiers.ready), places)
         in_time = self._step_time.prompt_room(decodes, prompts, pacing)
         return min(room, max(in_time, self._prompt_tokens_min))
-
-    @property
-    def _goes_alone(self) -> bool:
-        """Whether it is time for a step without prompts, so that it is known what decodes take."""
-        return self._limits.pacing is not None and self._steps_beside >= STEPS_BESIDE_MAX
 
     def form(self, now: float) -> StepPlan | None:
         """Plan the next step and count it as in flight; None where there is nothing to do."""
         draft = Draft(Flight(self.next_step))
         self._decode(draft)
         decodes = draft.decodes
-        room = self.prompt_room(len(decodes.sequences))
-        if decodes.sequences and self._goes_alone:
-            room = 0
-        draft.tokens_left = room
+        room = draft.tokens_left = self._room(len(decodes.sequences))
         if self.prefilling:
             self._prefill(draft)
         if draft.pages_short:
@@ -197,6 +192,15 @@ class Batch:
                 del self.ends[token_id]
 
     # Parts of a plan.
+
+    def _room(self, decodes: int) -> int:
+        """Prompt tokens the step may have: none now and then, to see what decodes take alone."""
+        prompts = self.prompts
+        if not prompts:
+            return 0
+        if decodes and self._steps_beside >= STEPS_BESIDE_MAX and self._limits.pacing is not None:
+            return 0
+        return self.prompt_room(decodes, prompts)
 
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""

@@ -47,7 +47,7 @@ class Forecast:
     def prompt_s(self, tokens: int, batch: Batch) -> float:
         """The steps that compute so many prompt tokens, with those who run beside them."""
         beside = min(batch.running, batch.step_tokens_max - 1)
-        steps = -(-tokens // batch.prompt_room(beside))
+        steps = -(-tokens // batch.prompt_room(beside, batch.prompts + 1))
         return steps * self.step.seconds(beside, 0) + tokens * self.step.s_per_prompt_token
 
     def queue_s(self, payer: Tenant | None, tiers: Tiers, batch: Batch) -> float:

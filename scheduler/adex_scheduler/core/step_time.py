@@ -1,9 +1,9 @@
 """What a step takes, learned from the steps there have been: its decodes, and prompts beside them.
 
-Decodes share the reading of the weights and each reads a cache of its own; prompt tokens are many
-rows of few sequences. So they differ in cost. And where steps with prompts are few among those
-without, one would be forgotten over the other. Therefore each is learned by itself: decodes from
-the steps that have nothing else, and prompt tokens from what the other steps take beyond that.
+A decode reads a cache of its own, and where steps of decodes are recorded they alone are launched
+whole; a prompt token is one of many rows of few sequences. And steps of decodes come by the
+hundred, over which one fit for both forgets what prompts cost. Therefore each is learned by itself:
+decodes from the steps that have nothing else, prompt tokens from what the others take beyond that.
 
 From it follows how many prompt tokens a step may have, if those who decode in it shall not wait too
 long for their next token: stall-free batching (Agrawal et al. 2024, arXiv:2403.02310), with a
@@ -23,8 +23,10 @@ _PROMPT_SHARE = 32
 STEPS_BESIDE_MAX = 64
 # Prompts that wait for each sequence that decodes, from which on they count for more.
 _WAITING_SHARE = 0.25
-# What is learned holds for steps like those it was learned from. Beyond, one goes in such strides.
+# What is learned holds for steps like those it was learned from. Beyond, one goes in such strides;
+# of small ones it is believed up to so many tokens, or a long prompt after short ones would crawl.
 _STRIDE = 2.0
+_REACH_MIN = 64.0
 
 
 def prompt_tokens_min(step_tokens_max: int) -> int:
@@ -66,7 +68,7 @@ class StepTime:
         self._squares = DECAY * self._squares + prompt_tokens * prompt_tokens
         self._products = DECAY * self._products + prompt_tokens * beyond
         self.s_per_prompt_token = self._products / self._squares
-        self._reach = max(float(prompt_tokens), DECAY * self._reach)
+        self._reach = max(float(prompt_tokens), DECAY * self._reach, _REACH_MIN)
 
     def prompt_room(self, decodes: int, prompts: int, pacing: Pacing) -> int:
         """Prompt tokens for which a step of so many decodes has time.
