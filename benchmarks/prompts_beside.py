@@ -11,6 +11,7 @@ Prints the table and writes it under benchmarks/results/.
 import argparse
 import asyncio
 import itertools
+import sys
 import time
 from collections import defaultdict
 from contextlib import ExitStack
@@ -119,10 +120,10 @@ def main() -> None:
         return
     text = (
         "# Prompts beside streams\n\n"
-        f"{where_and_when(options.dtype)} `python benchmarks/prompts_beside.py`\n\n"
+        f"{where_and_when(options.dtype)} `python {' '.join(sys.argv)}`\n\n"
         f"{STREAMS} streams of the base model, and beside them {PROMPT_TOKENS_PER_S:.0f} prompt "
-        f"tokens a second in prompts of one length; {options.rounds} rounds of "
-        f"{options.seconds:g} s.\n\n"
+        f"tokens a second in prompts of one length; {options.seconds:g} s of each, "
+        f"rounds: {options.rounds}.\n\n"
     )
     path = result_path("prompts-beside", options.dtype)
     path.write_text(text + "\n".join(lines) + "\n")
