@@ -194,7 +194,7 @@ def _remote_parts(
         if "streams" in options.parts:
             publish(store, root)
             with serving(model, root, options, *flags, environment=store.environment()) as url:
-                disturbance = asyncio.run(disturb(url, options.seconds))
+                disturbance = asyncio.run(disturb(url, store, options.seconds))
     return runs, disturbance
 
 

@@ -1,11 +1,15 @@
 """Streams that run on while cold, corrupt and hanging adapters are asked for beside them.
 
 Requests for cold adapters are also requests: each has a prompt, and a place in some step. So as
-many are sent for adapters that are on the device already; what loads cost is the difference.
+many are sent for adapters that are on the device already. And what stands for S3 computes on this
+machine, whose network and processor a download takes whoever asks for it: so as many are sent
+again while a program that is no part of the server downloads the cold adapters at the same pace,
+and throws them away. What remains between that and the cold adapters is the server's doing.
 """
 
 import asyncio
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,9 +30,12 @@ STREAMS = 8
 STREAM_TOKENS = 256
 COLD, CORRUPT = 100, 10
 COLD_PER_S = 5.0
+AT_ONCE_PER_S = 1000.0
 RESIDENT = 8
 HANG_S = 30.0
 HOLD = {"/hang/": HANG_S}
+
+DOWNLOAD = Path(__file__).with_name("download.py")
 
 Mark = tuple[float, float, str]
 
@@ -40,6 +47,7 @@ class Disturbance:
     streams: list[Request] = field(default_factory=list)
     others: list[Request] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    downloads: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def marked(self, label: str) -> Iterator[None]:
@@ -65,7 +73,10 @@ class Disturbance:
             lines.append(f"| {label} | {numbers} | {len(gaps)} |")
         answers = Counter(_outcome(request) for request in self.others)
         told = ", ".join(f"{count} {answer}" for answer, count in sorted(answers.items()))
-        return "\n".join([*lines, "", f"Answers to the others: {told}."])
+        paces = "; ".join(f"{when}: {what}" for when, what in self.downloads.items())
+        return "\n".join(
+            [*lines, "", f"Answers to the others: {told}. What stands for S3, {paces}."]
+        )
 
 
 def publish(store: Store, adapters: Path) -> None:
@@ -82,12 +93,26 @@ def publish(store: Store, adapters: Path) -> None:
             store.upload(f"corrupt-{index}", copy)
 
 
-async def disturb(url: str, alone_s: float) -> Disturbance:
+async def _downloaded(store: Store, per_s: float) -> str:
+    """The cold adapters, fetched by a program of its own. Returns: what it says of them."""
+    names = [f"cold-{index}" for index in range(COLD)]
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(DOWNLOAD), store.url, str(per_s), *names),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    said, _ = await program.communicate()
+    assert program.returncode == 0, "what stands for S3 did not deliver"
+    return said.decode().strip()
+
+
+async def disturb(url: str, store: Store, alone_s: float) -> Disturbance:
     """Streams of the base model throughout; the others come one kind after the other.
 
-    The S3 server must hold back what HOLD says.
+    `store` must hold back what HOLD says.
     """
     seen = Disturbance()
+    seen.downloads["alone"] = await _downloaded(store, per_s=AT_ONCE_PER_S)
     warm = [adapter_name(COLD + 1 + index) for index in range(RESIDENT)]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
 
@@ -108,6 +133,10 @@ async def disturb(url: str, alone_s: float) -> Disturbance:
             await asyncio.sleep(alone_s)
         with seen.marked(f"{COLD} requests for adapters that are there"):
             await others([warm[index % RESIDENT] for index in range(COLD)])
+        with seen.marked(f"as many, and another program downloads {COLD} adapters"):
+            downloading = asyncio.create_task(_downloaded(store, COLD_PER_S))
+            await others([warm[index % RESIDENT] for index in range(COLD)])
+            seen.downloads["beside the streams"] = await downloading
         hanging = asyncio.create_task(others([_remote("hang")]))
         with seen.marked(f"one adapter that hangs for {HANG_S:.0f} s, alone"):
             await asyncio.sleep(alone_s)

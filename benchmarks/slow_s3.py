@@ -1,114 +1,101 @@
-"""An S3 server on loopback that is as far away as a real one: moto behind a wire of fixed latency.
+"""An S3 server on loopback, as far away as a real one, that hardly costs the machine anything.
 
-    with slow_s3(latency_s=0.05) as store: ...
+    with slow_s3(latency_s=0.05, work=folder) as store: ...
 
-moto runs in a process of its own and keeps objects in files. In front of it stands a relay, in
-another, that delivers every piece of bytes half a round trip late in each direction, and holds back
-requests whose path contains a given word. Both stand for another machine, so they yield to what is
-measured on this one, and share no interpreter with whoever measures.
+It answers what our source asks: HEAD, and GET of a range by its ETag; what it keeps was put there
+through `Store.upload`. Each answer comes a round trip late, its bytes at the pace that S3 gives one
+connection. It stands for another machine: it runs in a process and a session of its own, and hands
+files to the kernel, so that it takes some 5 ms of processor time for 10 MB.
 """
 
 import asyncio
+import base64
+import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
-from typing import Any
-
-import boto3
-from botocore.config import Config
 
 BUCKET = "adapters"
-KEY_ID, SECRET = "benchmark", "benchmark"
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 START_S_MAX = 60.0
-PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 20
+# Of one connection; an adapter of 10 MB takes two.
+BYTES_PER_S = 100e6
+_LABELS = ".headers"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Store:
-    """Where the relay listens, and how to fill the bucket behind it without its delay."""
+    """Where the server listens, and the folder of what it serves."""
 
     url: str
-    direct_url: str
+    folder: Path
 
     def environment(self) -> dict[str, str]:
         """What a server needs in its environment to read from here."""
         return {
             "AWS_ENDPOINT_URL_S3": self.url,
-            "AWS_ACCESS_KEY_ID": KEY_ID,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ACCESS_KEY_ID": "benchmark",
+            "AWS_SECRET_ACCESS_KEY": "benchmark",
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self) -> Any:
-        """boto3, straight to the server behind the relay."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.direct_url,
-            region_name="us-east-1",
-            aws_access_key_id=KEY_ID,
-            aws_secret_access_key=SECRET,
-            config=Config(retries={"total_max_attempts": 3}),
-        )
-
     def upload(self, name: str, folder: Path) -> None:
         """Put one adapter's folder under the bucket."""
-        client = self.client()
-        for path in sorted(folder.glob("adapter_*")):
-            with path.open("rb") as body:
-                client.put_object(Bucket=BUCKET, Key=f"{name}/{path.name}", Body=body)
+        place = self.folder / name
+        place.mkdir()
+        for path in (folder / file for file in FILES):
+            data = path.read_bytes()
+            crc = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+            labels = {
+                "ETag": f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"',
+                "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True),
+                "x-amz-checksum-crc32": crc,
+                "x-amz-checksum-type": "FULL_OBJECT",
+            }
+            (place / f"{path.name}{_LABELS}").write_text(json.dumps(labels))
+            try:
+                os.link(path, place / path.name)
+            except OSError:
+                shutil.copy2(path, place / path.name)
 
 
 @contextmanager
 def slow_s3(
     latency_s: float, work: Path, hold: Mapping[str, float] | None = None
 ) -> Iterator[Store]:
-    """The store, empty but for its bucket; `latency_s` is a whole round trip.
+    """The store, empty; `latency_s` is a whole round trip.
 
-    `hold`: seconds that a request waits whose path contains the word.
+    `hold`: seconds that a request waits, besides, whose path contains the word.
     """
-    port = free_port()
-    # Objects are kept in files, under `work`: a thousand adapters are gigabytes.
-    environment = os.environ | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "65536", "TMPDIR": str(work)}
-    program = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    with (work / "s3.log").open("wb") as output:
-        server = _elsewhere("-c", program, stdout=output, stderr=output, env=environment)
-    near = free_port()
-    told = json.dumps([near, port, latency_s / 2, dict(hold or {})])
-    relay = _elsewhere(__file__, told)
-    store = Store(f"http://127.0.0.1:{near}", f"http://127.0.0.1:{port}")
-    try:
-        _wait_listening(port, server)
-        _wait_listening(near, relay)
-        store.client().create_bucket(Bucket=BUCKET)
-        yield store
-    finally:
-        for process in (relay, server):
+    port = _free_port()
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        told = json.dumps([folder, port, latency_s, dict(hold or {})])
+        process = subprocess.Popen([sys.executable, __file__, told], start_new_session=True)
+        # Where Linux weighs sessions, behind what is measured, with enough left to keep its pace.
+        with suppress(OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text("10")
+        try:
+            _wait_listening(port, process)
+            yield Store(f"http://127.0.0.1:{port}", Path(folder))
+        finally:
             process.terminate()
             process.wait(timeout=30)
 
 
-def _elsewhere(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Python, behind what is measured, but not so far that nothing would come from it.
-
-    Where Linux groups processes by session, the place of the session counts.
-    """
-    command = ["nice", "-n", "10", sys.executable, *arguments]
-    process = subprocess.Popen(command, start_new_session=True, **options)
-    with suppress(OSError):
-        Path(f"/proc/{process.pid}/autogroup").write_text("10")
-    return process
-
-
-def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -125,71 +112,98 @@ def _wait_listening(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("what stands for S3 was not ready in time")
 
 
-class _Relay:
-    """Bytes both ways between the ports `near` and `far`, each piece `delay_s` late."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request: a method, an object's file, and headers by their lower-case names."""
 
-    def __init__(self, near: int, far: int, delay_s: float, hold: Mapping[str, float]) -> None:
-        self._near, self._far, self._delay_s, self._hold = near, far, delay_s, hold
-        # asyncio itself keeps no task alive: a connection that waits could be collected.
-        self._connections = set[asyncio.Task[None]]()
+    method: str
+    path: str
+    headers: dict[str, str]
+
+    @classmethod
+    def parsed(cls, head: bytes) -> "_Asked":
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, target, _ = first.split(" ", 2)
+        pairs = (line.split(":", 1) for line in lines if line)
+        return cls(
+            method,
+            target.partition("?")[0],
+            {name.strip().lower(): value.strip() for name, value in pairs},
+        )
+
+    def span(self, size: int) -> range:
+        """The bytes asked for: `bytes=first-last`, or all."""
+        if "range" not in self.headers:
+            return range(size)
+        first, last = self.headers["range"].removeprefix("bytes=").split("-")
+        return range(int(first), min(int(last) + 1, size))
+
+
+class _Server:
+    """Objects of `folder` at `port`, each answer `latency_s` late."""
+
+    def __init__(self, folder: str, port: int, latency_s: float, hold: Mapping[str, float]) -> None:
+        self._folder, self._port = Path(folder), port
+        self._latency_s, self._hold = latency_s, hold
 
     async def serve(self) -> None:
         """Until the process is ended."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", self._near)
+        server = await asyncio.start_server(self._connection, "127.0.0.1", self._port)
         await server.serve_forever()
 
-    def _accept(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self._connection(near, near_out))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
+    async def _connection(self, reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        # Whoever hangs up has had enough.
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                asked = _Asked.parsed(
+                    (await reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
+                )
+                held_s = sum(s for word, s in self._hold.items() if word in asked.path)
+                await asyncio.sleep(self._latency_s + held_s)
+                await self._answer(asked, out)
+        out.close()
 
-    async def _connection(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
-        far, far_out = await asyncio.open_connection("127.0.0.1", self._far)
+    async def _answer(self, asked: _Asked, out: asyncio.StreamWriter) -> None:
+        path = self._folder / asked.path.removeprefix(f"/{BUCKET}/")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._carry(near, far_out, requests=True))
-                tasks.create_task(self._carry(far, near_out, requests=False))
-        except* (OSError, asyncio.CancelledError):
-            # The other side hung up, or the benchmark is over.
-            pass
-        finally:
-            near_out.close()
-            far_out.close()
+            labels = json.loads(path.with_name(f"{path.name}{_LABELS}").read_text())
+            size = path.stat().st_size
+        except OSError:
+            body = b"<Error><Code>NoSuchKey</Code></Error>"
+            _say(out, "404 Not Found", {"Content-Length": len(body)})
+            if asked.method != "HEAD":
+                out.write(body)
+            return
+        if asked.headers.get("if-match", labels["ETag"]) != labels["ETag"]:
+            _say(out, "412 Precondition Failed", {"Content-Length": 0})
+            return
+        span = asked.span(size)
+        if len(span) < size:
+            # The checksum is that of the whole.
+            labels = {"ETag": labels["ETag"], "Last-Modified": labels["Last-Modified"]}
+            labels["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
+        status = "206 Partial Content" if "range" in asked.headers else "200 OK"
+        _say(out, status, labels | {"Content-Length": len(span)})
+        if asked.method == "GET":
+            await _send(path, span, out)
 
-    async def _carry(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, requests: bool
-    ) -> None:
-        """Deliver in order, each piece at the time it came plus the delay."""
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
 
-        now = asyncio.get_running_loop().time
+def _say(out: asyncio.StreamWriter, status: str, headers: Mapping[str, object]) -> None:
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items())]
+    out.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
-        async def read() -> None:
-            while True:
-                data = await source.read(PIECE_BYTES)
-                delay_s = self._delay_s
-                if requests:
-                    head = data.split(b"\r\n", 1)[0]
-                    delay_s += sum(s for word, s in self._hold.items() if word.encode() in head)
-                await pieces.put((now() + delay_s, data))
-                if not data:
-                    return
 
-        async def write() -> None:
-            while True:
-                due, data = await pieces.get()
-                await asyncio.sleep(max(0.0, due - now()))
-                if not data:
-                    with suppress(OSError):
-                        sink.write_eof()
-                    return
-                sink.write(data)
-                await sink.drain()
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(read())
-            tasks.create_task(write())
+async def _send(path: Path, span: range, out: asyncio.StreamWriter) -> None:
+    """The bytes of `span`, each piece at its time."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with path.open("rb") as file:
+        for start in range(span.start, span.stop, PIECE_BYTES):
+            due_s = began_s + (start - span.start) / BYTES_PER_S
+            await asyncio.sleep(max(0.0, due_s - loop.time()))
+            count = min(PIECE_BYTES, span.stop - start)
+            await loop.sendfile(out.transport, file, start, count)
 
 
 if __name__ == "__main__":
-    asyncio.run(_Relay(*json.loads(sys.argv[1])).serve())
+    asyncio.run(_Server(*json.loads(sys.argv[1])).serve())

@@ -6,8 +6,9 @@ from typing import Protocol
 
 import torch
 
-# Large enough to be quick, small enough to be hashed while it is warm in the cache.
-_CHUNK_BYTES = 1 << 20
+# Large enough to be quick, small enough to be hashed while it is warm in the cache, and for steps
+# not to wait for the call: many Linux kernels do not give a core back within one.
+_CHUNK_BYTES = 1 << 17
 
 
 class Digest(Protocol):

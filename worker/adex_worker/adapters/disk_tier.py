@@ -29,7 +29,8 @@ from adex_worker.adapters.core.bundle_header import (
 )
 
 _log = logging.getLogger(__name__)
-_CHUNK_BYTES = 4 << 20
+# Many Linux kernels do not give a core back within a call: a step's thread waits for its end.
+_CHUNK_BYTES = 1 << 17
 _PARTIAL = ".partial"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
