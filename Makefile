@@ -43,7 +43,7 @@ protos: setup  ## the generated protobuf code, with the oldest supported compile
 bench: setup  ## serving beside transformers + PEFT, in one table [ARGS=]
 	$(BIN)/python benchmarks/serve.py $(ARGS)
 
-bench-exchange: setup  ## adapters far beyond memory, beside all resident; takes 25 minutes [ARGS=]
+bench-exchange: setup  ## adapters far beyond memory, beside all resident; takes 15 minutes [ARGS=]
 	$(BIN)/python benchmarks/exchange.py $(ARGS)
 
 bench-gpu: setup  ## decode steps, low-rank terms, page-ins and draws on this machine's GPU [ARGS=]

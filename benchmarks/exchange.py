@@ -1,6 +1,6 @@
 """Adapters far beyond memory: throughput and waiting, beside a server that holds them all.
 
-    python benchmarks/exchange.py [--adapters 1 8 32 128 1000] [--seconds 12]
+    python benchmarks/exchange.py [--adapters 1 8 32 128 1000] [--turns 4] [--seconds 6]
 
 Two servers run the benchmark's model: one whose device holds about 32 adapters and whose host
 memory about 128, and one that holds all of them on its device. The same traffic goes to the one and
@@ -27,6 +27,7 @@ from rich.progress import Progress, track
 from exchange_load import (
     NEW_TOKENS,
     PROMPT_TOKENS,
+    Turns,
     Window,
     ask,
     closed_loop,
@@ -62,8 +63,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_server_flags(parser)
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 8, 32, 128, 1000])
-    parser.add_argument("--seconds", type=float, default=12.0, help="the window that counts")
-    parser.add_argument("--warm-seconds", type=float, default=4.0, help="before each window")
+    parser.add_argument("--turns", type=int, default=4, help="a closed loop's, that count")
+    parser.add_argument("--warm-turns", type=int, default=2, help="before those")
+    parser.add_argument("--seconds", type=float, default=6.0, help="the window of arrivals")
+    parser.add_argument("--warm-seconds", type=float, default=2.0, help="before each window")
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure"
     )
@@ -93,22 +96,23 @@ class _Traffic:
     def run(self, server: str, url: str, options: argparse.Namespace) -> Run:
         pick = zipf_picker(self.names, MIXES[self.mix], seed=len(self.names))
         began, before = time.perf_counter(), _counters(url)
-        window = asyncio.run(self._window(url, pick, options))
+        answers = asyncio.run(self._answers(url, pick, options))
         seconds, after = time.perf_counter() - began, _counters(url)
         counted = {name: value - before.get(name, 0.0) for name, value in after.items()}
-        if failures := window.failures():
+        if failures := answers.failures():
             raise SystemExit(f"{len(failures)} requests failed, first: {failures[0]}")
-        if not window.counted():
+        if not answers.counted():
             # A row of zeros would read like a measurement.
             raise SystemExit(f"no request was sent inside the window of {options.seconds:g} s")
-        return Run(server, self.mix, self.loop, len(self.names), window, counted, seconds)
+        return Run(server, self.mix, self.loop, len(self.names), answers, counted, seconds)
 
-    async def _window(
+    async def _answers(
         self, url: str, pick: Callable[[], str], options: argparse.Namespace
-    ) -> Window:
-        warm_s, seconds = options.warm_seconds, options.seconds
+    ) -> Turns | Window:
         if self.loop == "closed":
-            return await closed_loop(url, pick, streams=STREAMS, warm_s=warm_s, seconds=seconds)
+            warm_turns, turns = options.warm_turns, options.turns
+            return await closed_loop(url, pick, streams=STREAMS, warm_turns=warm_turns, turns=turns)
+        warm_s, seconds = options.warm_seconds, options.seconds
         return await open_loop(url, pick, per_s=self.per_s, warm_s=warm_s, seconds=seconds, seed=1)
 
 
@@ -148,7 +152,7 @@ def _compare(
                 progress.update(task, description=f"{server}: {loop}, {mix}, {count}")
                 runs.append(traffic.run(server, url, options))
                 progress.advance(task)
-            per_s = per_s or OPEN_LOOP_SHARE * runs[0].window.tokens_per_s() / NEW_TOKENS
+            per_s = per_s or OPEN_LOOP_SHARE * runs[0].answers.tokens_per_s() / NEW_TOKENS
     return runs
 
 
@@ -203,8 +207,9 @@ def _heading(options: argparse.Namespace) -> str:
         f"# Adapters far beyond memory, {datetime.now(UTC):%Y-%m-%d}\n\n"
         f"{where_and_when(options.dtype)} 88 M parameters, ranks 8/16/32 on all linears, "
         f"{PROMPT_TOKENS} tokens in, {NEW_TOKENS} out; {STREAMS} streams, or arrivals at "
-        f"{100 * OPEN_LOOP_SHARE:.0f} % of what they carried with one adapter; windows of "
-        f"{options.seconds:g} s. Crowded: {' '.join(CROWDED)}.\n\n"
+        f"{100 * OPEN_LOOP_SHARE:.0f} % of what they carried with one adapter; {options.turns} "
+        f"requests of each stream, or windows of {options.seconds:g} s. "
+        f"Crowded: {' '.join(CROWDED)}.\n\n"
         f"    make bench-exchange\n"
     )
 

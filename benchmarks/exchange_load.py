@@ -1,7 +1,9 @@
 """Traffic over many adapters: closed loop or Poisson arrivals, each request noting where it began.
 
-Only what happens inside the window counts: requests begun before it warm the tiers up, and those
-that outlast it are waited for without being counted.
+A closed loop counts whole requests: callers that wait for each other's prompts ask in waves, and a
+window of time would hold now more of a wave and now less. Each caller's requests before those that
+count warm the tiers up, and it goes on asking until the last caller's are answered. Of Poisson
+arrivals those count that come inside a window.
 """
 
 import asyncio
@@ -36,12 +38,38 @@ class Request:
 
 
 @dataclass(slots=True)
-class Window:
-    """All requests of one run; `start_s` and `stop_s` are the part that counts."""
+class Answers:
+    """All requests of one run; which of them count is for those who ask to say."""
+
+    requests: list[Request] = field(default_factory=list)
+
+    def failures(self) -> list[str]:
+        return [f"{r.adapter}: {r.error}" for r in self.requests if r.error]
+
+
+@dataclass(slots=True)
+class Turns(Answers):
+    """A closed loop's: of each caller, one after the other, the requests that count."""
+
+    callers: list[list[Request]] = field(default_factory=list)
+
+    def counted(self) -> list[Request]:
+        return [request for turns in self.callers for request in turns]
+
+    def tokens_per_s(self) -> float:
+        """What all callers have together, each from its first request's start to its last's end."""
+        return sum(
+            sum(len(r.ends_s) for r in turns) / (turns[-1].ends_s[-1] - turns[0].sent_s)
+            for turns in self.callers
+        )
+
+
+@dataclass(slots=True)
+class Window(Answers):
+    """Of arrivals, `start_s` and `stop_s` are the part that counts."""
 
     start_s: float = 0.0
     stop_s: float = 0.0
-    requests: list[Request] = field(default_factory=list)
 
     def counted(self) -> list[Request]:
         """Those that were sent inside the window and answered."""
@@ -51,9 +79,6 @@ class Window:
         """Tokens that came inside the window, whoever asked for them."""
         inside = sum(self.start_s <= e < self.stop_s for r in self.requests for e in r.ends_s)
         return inside / (self.stop_s - self.start_s)
-
-    def failures(self) -> list[str]:
-        return [f"{r.adapter}: {r.error}" for r in self.requests if r.error]
 
 
 def zipf_picker(names: Sequence[str], exponent: float, seed: int) -> Callable[[], str]:
@@ -66,25 +91,34 @@ def zipf_picker(names: Sequence[str], exponent: float, seed: int) -> Callable[[]
 
 
 async def closed_loop(
-    url: str, pick: Callable[[], str], *, streams: int, warm_s: float, seconds: float
-) -> Window:
-    """`streams` callers, each asking again as soon as it is answered."""
-    window = _window(warm_s, seconds)
+    url: str, pick: Callable[[], str], *, streams: int, warm_turns: int, turns: int
+) -> Turns:
+    """`streams` callers, each asking again as soon as it is answered, `turns` times that count."""
+    run = Turns()
+    counting = streams
     async with _session() as session:
 
         async def caller() -> None:
-            while time.perf_counter() < window.stop_s:
-                await ask(session, url, pick(), window.requests)
+            nonlocal counting
+            for _ in range(warm_turns):
+                await ask(session, url, pick(), run.requests)
+            run.callers.append(
+                [await ask(session, url, pick(), run.requests) for _ in range(turns)]
+            )
+            counting -= 1
+            while counting:
+                await ask(session, url, pick(), run.requests)
 
         await asyncio.gather(*(caller() for _ in range(streams)))
-    return window
+    return run
 
 
 async def open_loop(
     url: str, pick: Callable[[], str], *, per_s: float, warm_s: float, seconds: float, seed: int
 ) -> Window:
     """Poisson arrivals at `per_s` requests a second, however many are under way."""
-    window = _window(warm_s, seconds)
+    start_s = time.perf_counter() + warm_s
+    window = Window(start_s=start_s, stop_s=start_s + seconds)
     chance = random.Random(seed)
     async with _session() as session, asyncio.TaskGroup() as tasks:
         due = time.perf_counter()
@@ -133,11 +167,6 @@ def _naming(adapter: str) -> dict[str, str]:
     if adapter.startswith("s3://"):
         return {"adapter_id": adapter, "adapter_source": "s3"}
     return {"adapter_id": adapter}
-
-
-def _window(warm_s: float, seconds: float) -> Window:
-    start = time.perf_counter() + warm_s
-    return Window(start, start + seconds)
 
 
 def _session() -> aiohttp.ClientSession:

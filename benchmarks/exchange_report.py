@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from exchange_load import Request, Window
+from exchange_load import Request, Turns, Window
 from report import quantile_ms
 
 TIERS = ("device", "host", "disk", "remote")
@@ -23,14 +23,10 @@ class Run:
     mix: str
     loop: str
     adapters: int
-    window: Window
+    answers: Turns | Window
     counted: dict[str, float]
     """Increments of the server's counters over the run's `counted_s` seconds."""
     counted_s: float
-
-    @property
-    def seconds(self) -> float:
-        return self.window.stop_s - self.window.start_s
 
     def counter(self, name: str) -> float:
         """How far a counter grew, over all values of the labels that `name` leaves open."""
@@ -52,15 +48,15 @@ def throughput_table(runs: list[Run]) -> str:
     for (server, mix, loop, adapters), run in by_key.items():
         if server != "crowded":
             continue
-        rate = run.window.tokens_per_s()
+        rate = run.answers.tokens_per_s()
         one = by_key.get((server, mix, loop, 1))
         ideal = by_key.get(("resident", mix, loop, adapters))
-        of_one = _percent(rate, one.window.tokens_per_s() if one else 0)
-        ideal_rate = ideal.window.tokens_per_s() if ideal else 0.0
+        of_one = _percent(rate, one.answers.tokens_per_s() if one else 0)
+        ideal_rate = ideal.answers.tokens_per_s() if ideal else 0.0
         lines.append(
             f"| {loop}, {mix} | {adapters} | {rate:.0f} | {of_one} | {ideal_rate:.0f} | "
-            f"{_percent(rate, ideal_rate)} | {_firsts(run.window.counted())} | "
-            f"{_firsts(ideal.window.counted()) if ideal else '-'} | {_gaps(run)} | "
+            f"{_percent(rate, ideal_rate)} | {_firsts(run.answers.counted())} | "
+            f"{_firsts(ideal.answers.counted()) if ideal else '-'} | {_gaps(run)} | "
             f"{_gaps(ideal) if ideal else '-'} |"
         )
     return "\n".join(lines)
@@ -75,7 +71,7 @@ def start_table(runs: list[Run]) -> str:
         "|---|---|---|---|" + "---|" * (len(TIERS) + 1),
     ]
     for run in runs:
-        answered = run.window.counted()
+        answered = run.answers.counted()
         by_tier: dict[str, list[Request]] = defaultdict(list)
         for request in answered:
             by_tier[request.tier].append(request)
@@ -155,8 +151,8 @@ def plot_throughput(runs: list[Run], path: Path) -> None:
                 continue
             x = [counts.index(r.adapters) for r in some]
             label = f"{loop}, {mix}, {server}"
-            top.plot(x, [r.window.tokens_per_s() for r in some], style, color=f"C{color}")
-            firsts = [quantile_ms([q.first_s for q in r.window.counted()], 0.99) for r in some]
+            top.plot(x, [r.answers.tokens_per_s() for r in some], style, color=f"C{color}")
+            firsts = [quantile_ms([q.first_s for q in r.answers.counted()], 0.99) for r in some]
             bottom.plot(x, firsts, style, color=f"C{color}", label=label)
     top.set_ylabel("output tokens per second")
     top.set_ylim(bottom=0)
@@ -208,7 +204,7 @@ def _firsts(requests: list[Request]) -> str:
 
 
 def _gaps(run: Run) -> str:
-    return _pair([g for r in run.window.counted() for g in r.gaps_s])
+    return _pair([g for r in run.answers.counted() for g in r.gaps_s])
 
 
 def _pair(values: list[float]) -> str:
