@@ -30,6 +30,19 @@ def read_into(stream: io.RawIOBase, view: memoryview, digest: Digest | None = No
     return at
 
 
+def copy_bytes(to: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a contiguous CPU tensor's bytes into another's, on this thread alone.
+
+    torch would give the calling thread a team of its own, whose threads wait for each other where
+    steps have the cores.
+    """
+    assert to.is_contiguous(), "bytes are written as they lie"
+    assert source.is_contiguous(), "bytes are read as they lie"
+    assert to.device.type == source.device.type == "cpu", f"{source.device} to {to.device}"
+    assert to.nbytes == source.nbytes, f"{source.nbytes} bytes into {to.nbytes}"
+    ctypes.memmove(to.data_ptr(), source.data_ptr(), to.nbytes)
+
+
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, writable. It is valid only while `tensor` lives."""
     assert tensor.is_contiguous(), "a view of bytes needs contiguous memory"

@@ -11,6 +11,7 @@ from adex_kernels.batch import GroupWeights
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_worker.adapters.arena import Arena
+from adex_worker.adapters.byte_views import copy_bytes
 from adex_worker.adapters.host_tier import HostCopy
 from adex_worker.adapters.views import ResidentSlots, group_views
 
@@ -121,7 +122,7 @@ class DeviceTier:
         """
         destination, table = elements.view(torch.uint8), self.slots.table
         if self._stream is None:
-            destination.copy_(copy.bytes)
+            copy_bytes(destination, copy.bytes)
             if table is not None:
                 table.publish(slot, copy.layout, first_element)
             return group_views(elements, copy.layout)
