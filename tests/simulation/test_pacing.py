@@ -6,13 +6,18 @@ import pytest
 
 from adex_scheduler.core.limits import PACING, Pacing
 from adex_scheduler.simulate.loop import Course
-from adex_scheduler.simulate.machine import Machine, read_machine
+from adex_scheduler.simulate.machine import Machine, StepCost, read_machine
 from adex_scheduler.simulate.result import Figures
 from adex_scheduler.simulate.systems import SIMULATED_LIMITS, simulate
 from adex_scheduler.simulate.trace import TracedRequest
 from adex_scheduler.simulate.workloads import Load, zipf
 
-H200, CPU = read_machine("h200-llama-8b"), read_machine("cpu-2-core-88m")
+H200 = read_machine("h200-llama-8b")
+# With the step compiled for it.
+CPU = replace(
+    read_machine("cpu-2-core-88m"),
+    step=StepCost(0.0035, 0.005, 0.00036, 0.0, 0.0, 0.0, 1.6e-10),
+)
 
 
 def with_long_prompts(trace: list[TracedRequest]) -> list[TracedRequest]:

@@ -48,7 +48,8 @@ class Forecast:
         """The steps that compute so many prompt tokens, with those who run beside them."""
         beside = min(batch.running, batch.step_tokens_max - 1)
         steps = -(-tokens // batch.prompt_room(beside, batch.prompts + 1))
-        return steps * self.step.seconds(beside, 0) + tokens * self.step.s_per_prompt_token
+        fixed_s = self.step.alone.seconds(beside) + self.step.prompt_fixed_s
+        return steps * fixed_s + tokens * self.step.s_per_prompt_token
 
     def queue_s(self, payer: Tenant | None, tiers: Tiers, batch: Batch) -> float:
         """Until its turn comes. Tenants take turns, so at most as many of each other's as of its

@@ -17,16 +17,14 @@ from adex_scheduler.core.limits import Pacing
 
 # This part of the tokens a step may have is for prompts in any case: they go on, however slowly.
 _PROMPT_SHARE = 32
-# After so many steps with prompts beside decodes one goes without, or what decodes take alone would
-# not be known any more: their cost would pass for that of prompts, whose part would dwindle to the
-# least, so that there would be prompts in every step, for ever.
-STEPS_BESIDE_MAX = 64
 # Prompts that wait for each sequence that decodes, from which on they count for more.
 _WAITING_SHARE = 0.25
 # What is learned holds for steps like those it was learned from. Beyond, one goes in such strides;
 # of small ones it is believed up to so many tokens, or a long prompt after short ones would crawl.
 _STRIDE = 2.0
 _REACH_MIN = 64.0
+# What knowing that no prompt tokens take nothing counts, beside a step that was seen.
+_NOTHING_WEIGHT = 0.2
 
 
 def prompt_tokens_min(step_tokens_max: int) -> int:
@@ -46,17 +44,21 @@ class StepTime:
 
     alone: CostFit = field(default_factory=_assumed_alone)
     """Of steps of decodes only."""
+    prompt_fixed_s: float = 0.0
     s_per_prompt_token: float = 1e-5
+    """What a step takes more for having prompts at all, and for each of their tokens."""
     _reach: float = 256.0
     """The most prompt tokens that a step has had of late."""
-    # Decayed sums over steps with prompts: of tokens squared, and of tokens times seconds. The
-    # line goes through nothing, which costs nothing, so that steps of one size tell its slope.
-    _squares: float = 1.0
-    _products: float = 1e-5
+    # Decayed sums over steps with prompts: of 1, tokens, tokens squared, what they took beyond
+    # their decodes, and tokens times that.
+    _sums: tuple[float, ...] = (0.0, 0.0, 1.0, 0.0, 1e-5)
 
     def seconds(self, decodes: int, prompt_tokens: int) -> float:
         """What such a step is expected to take."""
-        return self.alone.seconds(decodes) + prompt_tokens * self.s_per_prompt_token
+        alone_s = self.alone.seconds(decodes)
+        if not prompt_tokens:
+            return alone_s
+        return alone_s + self.prompt_fixed_s + prompt_tokens * self.s_per_prompt_token
 
     def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """Such a step has taken so long."""
@@ -65,24 +67,35 @@ class StepTime:
             return
         seconds = min(seconds, OUTLIER * self.seconds(decodes, prompt_tokens))
         beyond = max(seconds - self.alone.seconds(decodes), 0.0)
-        self._squares = DECAY * self._squares + prompt_tokens * prompt_tokens
-        self._products = DECAY * self._products + prompt_tokens * beyond
-        self.s_per_prompt_token = self._products / self._squares
         self._reach = max(float(prompt_tokens), DECAY * self._reach, _REACH_MIN)
+        n, x, xx, y, xy = self._sums
+        n, x, y = DECAY * n + 1.0, DECAY * x + prompt_tokens, DECAY * y + beyond
+        xx, xy = DECAY * xx + prompt_tokens * prompt_tokens, DECAY * xy + prompt_tokens * beyond
+        self._sums = n, x, xx, y, xy
+        # Least squares, with part of a step in which no prompt tokens took nothing: steps of one
+        # size then tell what a token takes, and steps of several whether there is a fixed part.
+        n += _NOTHING_WEIGHT
+        slope = (n * xy - x * y) / (n * xx - x * x)
+        fixed = (y - slope * x) / n
+        if slope < 0.0 or fixed < 0.0:
+            fixed, slope = 0.0, xy / xx
+        self.prompt_fixed_s, self.s_per_prompt_token = fixed, slope
 
     def prompt_room(self, decodes: int, prompts: int, pacing: Pacing) -> int:
         """Prompt tokens for which a step of so many decodes has time.
 
+        It is stretched beside one with next to no prompt tokens: where having any costs, cutting
+        them further saves nothing.
         `prompts` are those under way and those that could begin. Where they are many beside the
         decodes, stretched steps are stretched further in proportion: if few decode because most
         have yet to come so far, short steps help nobody. A target in seconds is kept to.
         """
-        alone_s = self.alone.seconds(decodes)
+        least_s = self.alone.seconds(decodes) + self.prompt_fixed_s
         if pacing.target_s is not None:
-            spare_s = pacing.target_s - alone_s
+            spare_s = pacing.target_s - least_s
         else:
             crowding = (prompts - 1) / (_WAITING_SHARE * decodes)
-            spare_s = (pacing.stretch_max - 1.0) * alone_s * max(crowding, 1.0)
+            spare_s = (pacing.stretch_max - 1.0) * least_s * max(crowding, 1.0)
         room = _STRIDE * self._reach
         if spare_s < room * self.s_per_prompt_token:
             room = spare_s / self.s_per_prompt_token
