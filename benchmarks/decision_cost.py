@@ -6,9 +6,10 @@ The core runs against the modelled worker of `adex simulate`: so many callers, e
 next request of a Zipf trace over adapters of mixed ranks as soon as it is answered, so sequences
 begin and end and adapters come and go all the while. Each row tells of all events, and of step
 outcomes alone, whose handling plans the next step. CPU time of the thread is counted, collections
-of garbage included, so a shared machine changes little. Writes a table under benchmarks/results/,
-and above it what a step and its messages cost in which sequences only go on, and how much memory
-the core's books take.
+of garbage included. Equal events give equal decisions, so a run is repeated, and each decision's
+time is the median of its times: what is left is the decision's own and not the machine's chance.
+Writes a table under benchmarks/results/, and above it what a step and its messages cost in which
+sequences only go on, and how much memory the core's books take.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from adex_proto.codec import (
     FromWorkerMessage,
@@ -50,6 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 MACHINE = replace(read_machine("h200-llama-8b"), memory=Memory(94.6e9, 64e9, 1e15))
 STEPS = 3000
 WARM = 500
+REPEATS = 3
 BOOKS = 10_000
 # Sequences of the step in which nothing else happens, one in BLOCK_TOKENS of whom needs a block.
 GOING = 256
@@ -62,7 +65,8 @@ HEADING = """\
 CPU time of `SchedulerCore.handle` in microseconds, garbage collected as in the scheduler's process,
 under a closed loop of as many callers as sequences run, on a simulated H200 with 94.6 GB for KV
 cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. A step's own event
-also plans the next one. Fixed work that decides nothing takes {fixed[0]} at the median and
+also plans the next one. Each decision's time is the median of those in {repeats} equal runs.
+Fixed work that decides nothing takes {fixed[0]} at the median and
 {fixed[1]} at the 99th percentile of as many goes: so much of the spread is the
 machine's, where {busy:.1f} processes wanted a core at the start.
 
@@ -99,12 +103,15 @@ class Timed:
 
 
 def measure(registered: int, running: int) -> tuple[Timed, int]:
-    """A run of STEPS steps. Returns: its times, and how many adapters came to the device."""
+    """Runs of STEPS steps. Returns: median times, and how many adapters came to the device."""
     load = Load(adapters=registered, ranks=RANK_SETS["mix"], rate=100.0, duration_s=300.0, seed=1)
     requests = zipf(load)
     ranks = {adapter_name(i): load.ranks[i % len(load.ranks)] for i in range(registered)}
     ranks |= {one.adapter: one.rank for one in requests if one.adapter is not None}
-    timed = _served(requests, ranks, running)
+    runs = [_served(requests, ranks, running) for _ in range(REPEATS)]
+    steps_s = [median(times) for times in zip(*[run.steps_s for run in runs], strict=True)]
+    events_s = [median(times) for times in zip(*[run.events_s for run in runs], strict=True)]
+    timed = Timed(runs[0].core, steps_s, events_s)
     return timed, timed.core.statistics().page_ins
 
 
@@ -211,6 +218,7 @@ def main() -> None:
     today = datetime.now(UTC)
     text = HEADING.format(
         now=f"{today:%Y-%m-%d}",
+        repeats=REPEATS,
         machine=machine,
         python=platform.python_version(),
         fixed=yardstick(),

@@ -70,6 +70,8 @@ class SampledTokens:
 
     def without(self, dropped: set[int]) -> Self:
         """The tokens of the other sequences."""
+        if not dropped or dropped.isdisjoint(self.sequences):
+            return self
         kept = [number not in dropped for number in self.sequences]
         return type(self)(
             tuple(compress(self.sequences, kept)),

@@ -33,6 +33,7 @@ class PoolAgainstSet(RuleBasedStateMachine):
         self.pool = PagePool(PAGES)
         self.free = set(range(PAGES))
         self.given_up: set[int] = set()
+        self.offered: set[int] = set()
 
     @rule(target=owned, count=st.integers(1, 12))
     def take_pages(self, count: int) -> object:
@@ -55,17 +56,42 @@ class PoolAgainstSet(RuleBasedStateMachine):
         self.free -= run
         return run
 
+    @rule(target=owned, pages=consumes(owned))
+    def offer_the_longest_run_or_withdraw_it(self, pages: frozenset[int]) -> object:
+        runs = runs_of(set(pages) - self.given_up - self.free)
+        start, stop = max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
+        run = set(range(start, stop))
+        if run and run <= self.offered:
+            self.pool.withdraw(start, stop)
+            self.offered -= run
+        elif not run & self.offered:
+            self.pool.offer(start, stop)
+            self.offered |= run
+        return pages
+
+    @rule(count=st.integers(1, 12))
+    def find_clearable(self, count: int) -> None:
+        clearable = self.free | self.given_up | self.offered
+        assert self.pool.find_clearable(count) == lowest_run(clearable, count)
+
     @rule(pages=consumes(owned))
     def give(self, pages: frozenset[int]) -> None:
         for page in sorted(pages & self.given_up):
             self.pool.tighten(page)
         self.given_up -= pages
-        self.pool.give(pages)
+        for start, stop in runs_of(set(pages) & self.offered):
+            self.pool.withdraw(start, stop)
+        self.offered -= pages
+        runs = runs_of(set(pages))
+        if len(runs) == 1:
+            self.pool.give_run(*runs[0])
+        else:
+            self.pool.give(sorted(pages))
         self.free |= pages
 
     @rule(pages=owned, count=st.integers(1, 4))
     def loosen(self, pages: frozenset[int], count: int) -> None:
-        chosen = sorted(pages - self.given_up - self.free)[:count]
+        chosen = sorted(pages - self.given_up - self.free - self.offered)[:count]
         self.pool.loosen(chosen)
         self.given_up |= set(chosen)
 
@@ -89,6 +115,8 @@ class PoolAgainstSet(RuleBasedStateMachine):
         for page in range(PAGES):
             assert self.pool.is_free(page) == (page in self.free)
             assert self.pool.is_loose(page) == (page in self.free | self.given_up)
+            clearable = self.free | self.given_up | self.offered
+            assert self.pool.is_clearable(page) == (page in clearable)
 
     @rule(count=st.integers(1, 12))
     def find_loose(self, count: int) -> None:

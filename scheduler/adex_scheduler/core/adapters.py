@@ -29,6 +29,9 @@ class Residence(Enum):
     LEAVING_HOST = "leaving_host"
     LEAVING_DISK = "leaving_disk"
 
+    # Each is one object, and looked up at every turn.
+    __hash__ = object.__hash__
+
 
 MOVES: dict[Residence, frozenset[Residence]] = {
     Residence.DISK: frozenset({Residence.STAGING, Residence.LEAVING_DISK}),

@@ -32,14 +32,16 @@ class Flight:
     """A plan that was sent and not answered.
 
     It computes so many `decodes` and `prompt_tokens`. It owes one token to each sequence in `owed`,
-    and these are the last ones of those in `last`. `computed` has who may offer more blocks for
-    sharing then, with the positions computed; `finished` are let go when it retires.
+    who adds it to the list in `gaining`, in the same order, and these are the last ones of those in
+    `last`. `computed` has who may offer more blocks for sharing then, with the positions computed;
+    `finished` are let go when it retires.
     """
 
     step: int
     decodes: int = 0
     prompt_tokens: int = 0
     owed: tuple[int, ...] = ()
+    gaining: list[list[int]] = field(default_factory=list[list[int]])
     last: list[Sequence] = field(default_factory=list[Sequence])
     computed: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
     finished: list[Sequence] = field(default_factory=list[Sequence])
@@ -206,6 +208,7 @@ class Batch:
         numbers = decoding.numbers
         grown = tuple([sequence.number for sequence in growing])
         draft.decodes = Decodes(numbers, grown, tuple(pages))
+        flight.gaining = decoding.tokens
         flight.computed, flight.last = decoding.advance()
 
     def _grow(self, draft: Draft, growing: list[Sequence]) -> tuple[list[Sequence], list[int]]:
@@ -262,6 +265,7 @@ class Batch:
         sequence.planned = start + count
         draft.flight.computed.append((sequence, start + count))
         if samples:
+            draft.flight.gaining.append(sequence.tokens)
             sequence.payer.served += sequence.output_charge
             del self.prefilling[sequence.number]
             if sequence.planned < sequence.positions_max:

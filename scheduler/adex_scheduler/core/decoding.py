@@ -18,6 +18,8 @@ class Decoding:
         self._block_tokens = block_tokens
         self._steps = 0
         self._members: dict[int, Sequence] = {}
+        # Their known tokens, in the same order.
+        self._tokens: dict[int, list[int]] = {}
         # Those whose blocks are full before a step, by its count modulo the tokens of a block.
         self._full: list[dict[int, Sequence]] = [{} for _ in range(block_tokens)]
         # Those of whom nothing is left to plan, by the count of steps then.
@@ -37,6 +39,11 @@ class Decoding:
         return tuple(self._members)
 
     @property
+    def tokens(self) -> list[list[int]]:
+        """The members' known tokens, in the order of their numbers."""
+        return list(self._tokens.values())
+
+    @property
     def full(self) -> list[Sequence]:
         """Members who need another block before the next step."""
         return list(self._full[self._steps % self._block_tokens].values())
@@ -51,6 +58,7 @@ class Decoding:
         number = sequence.number
         sequence.lead = lead = sequence.planned - self._steps
         self._members[number] = sequence
+        self._tokens[number] = sequence.tokens
         self._full[-lead % self._block_tokens][number] = sequence
         self._over.setdefault(sequence.positions_max - lead, {})[number] = sequence
         charge, members = self._charges.get(sequence.payer, (0.0, 0))
@@ -61,6 +69,7 @@ class Decoding:
         if self._members.pop(sequence.number, None) is None:
             return
         lead, number = sequence.lead, sequence.number
+        del self._tokens[number]
         sequence.planned = self._steps + lead
         del self._full[-lead % self._block_tokens][number]
         over = self._over[sequence.positions_max - lead]

@@ -8,9 +8,9 @@ when it comes to the top, and those that have fallen are found by a hand that go
 few places at each look. An eviction costs the same however many copies there are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 from typing import Protocol
 
@@ -19,13 +19,15 @@ from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.links import OTHER, Links
 from adex_scheduler.core.reuse import ReuseRates
 
-# Copies that one look offers: room on the device may take several that lie side by side.
-CANDIDATES = 16
-# Places of the heap that the hand visits at each look.
-SWEPT = 16
+# Copies that are offered at most: room on the device may take several that lie side by side.
+CANDIDATES = 8
+# So many are looked for at a time, and offered in the order of what they are worth by then.
+LOOKED = 8
+# Places of the heap that the hand visits at each request; it stops after a round without a look.
+SWEPT = 8
 # Copies that one look puts back because they have risen; the next look goes on from there.
 RISEN_MAX = 16
-# How long an answer may be given again.
+# How long copies stay in the order in which they were offered.
 FRESH_S = 0.05
 # What a copy in host memory is worth beside one on the device, of what it would be worth alone.
 _UNDER_DEVICE_COPY = 0.5
@@ -50,10 +52,12 @@ class Eviction(Protocol):
         """No copy of the adapter is left in any tier."""
         ...
 
-    def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
-        """Some of the `idle` copies of a tier, all of them or CANDIDATES at most, in the order in
-        which they should leave; empty only where none is idle. `idle` has them in the order in
-        which they fell idle.
+    def first_to_leave(
+        self, tier: Tier, idle: Mapping[str, Adapter], now: float
+    ) -> Iterator[Adapter]:
+        """The `idle` copies of a tier in the order in which they should leave, CANDIDATES at most;
+        nothing only where none is idle. Each is looked for when it is asked for. `idle` has them in
+        the order in which they fell idle, and stands still meanwhile.
         """
         ...
 
@@ -73,9 +77,11 @@ class LeastRecent:
     def forget(self, adapter: Adapter) -> None:
         """Nothing was remembered."""
 
-    def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
+    def first_to_leave(
+        self, tier: Tier, idle: Mapping[str, Adapter], now: float
+    ) -> Iterator[Adapter]:
         """The longest idle."""
-        return list(islice(idle.values(), CANDIDATES))
+        return islice(idle.values(), CANDIDATES)
 
 
 class LeastValued:
@@ -84,7 +90,7 @@ class LeastValued:
     def __init__(self, rates: ReuseRates, links: Links) -> None:
         self.rates = rates
         self._links = links
-        self._page_in, self._stage = links.into(Tier.DEVICE), links.into(Tier.HOST)
+        self._page_in, self._stage = links.into(Tier.DEVICE).cost, links.into(Tier.HOST).cost
         self.clear()
 
     def clear(self) -> None:
@@ -94,8 +100,10 @@ class LeastValued:
         }
 
     def note_use(self, adapter: Adapter, now: float) -> None:
-        """Count the request."""
+        """Count the request. As others' values fall by it, some of them are looked at."""
         self.rates.note(adapter.digest, now)
+        for order in self._orders.values():
+            order.sweep()
 
     def enter(self, tier: Tier, adapter: Adapter) -> None:
         """Let the copy have a place in its tier's order."""
@@ -106,7 +114,9 @@ class LeastValued:
         for order in self._orders.values():
             order.forget(adapter)
 
-    def first_to_leave(self, tier: Tier, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
+    def first_to_leave(
+        self, tier: Tier, idle: Mapping[str, Adapter], now: float
+    ) -> Iterator[Adapter]:
         """The least valued first."""
         return self._orders[tier].least(idle, now)
 
@@ -115,12 +125,14 @@ class LeastValued:
         version = adapter.version
         size = version.bundle_bytes
         if tier is Tier.DEVICE:
-            seconds = self._page_in.cost.seconds(size)
+            cost = self._page_in
+            seconds = cost.fixed_s + size * cost.s_per_unit
             if adapter.host is not HostCopy.HELD:
                 # The copy in host memory has gone, so it would come from the disk.
-                seconds += self._stage.cost.seconds(size)
+                seconds += self._stage.seconds(size)
         elif tier is Tier.HOST:
-            seconds = self._stage.cost.seconds(size)
+            cost = self._stage
+            seconds = cost.fixed_s + size * cost.s_per_unit
             if adapter.residence is Residence.DEVICE:
                 # It saves something only once the copy on the device has gone.
                 seconds *= _UNDER_DEVICE_COPY
@@ -130,90 +142,110 @@ class LeastValued:
         return self.rates.share(version.digest) * seconds / size
 
 
-# (value, number of the entry, digest)
-_Entry = tuple[float, int, str]
+# (value, number of the entry, its copy)
+_Entry = tuple[float, int, Adapter]
 
 
 class _Order:
-    """The copies of one tier by value. Each has one valid entry; others are dropped when met."""
+    """The copies of one tier by value. Each has one valid entry, or has been offered of late.
+
+    Entries that are not valid are dropped when met.
+    """
 
     def __init__(self, value: Callable[[Adapter], float]) -> None:
         self._value = value
         self._heap: list[_Entry] = []
         self._valid: dict[str, _Entry] = {}
         self._numbers = 0
-        self._hand = 0
-        self._least: list[Adapter] = []
-        self._looked_at = float("-inf")
+        self._hand = self._hand_left = 0
+        self._offered: dict[str, Adapter] = {}
+        self._began = float("-inf")
 
     def enter(self, adapter: Adapter) -> None:
-        """See that the adapter's entry is not above its value."""
-        value = self._value(adapter)
-        entry = self._valid.get(adapter.digest)
-        if entry is None or value < entry[0]:
-            self._push(value, adapter.digest)
-            # Where nothing ever has to leave, nobody looks, and nobody drops what is not valid. Not
-            # within a look: what that has taken out is valid still, and would come a second time.
-            if len(self._heap) > 2 * len(self._valid) + 2 * CANDIDATES:
-                self._heap = list(self._valid.values())
-                heapify(self._heap)
+        """Give the adapter the place that it is worth now."""
+        self._offered.pop(adapter.digest, None)
+        heappush(self._heap, self._entry(self._value(adapter), adapter))
+        # Where nothing ever has to leave, nobody looks, and nobody drops what is not valid.
+        if len(self._heap) > 2 * len(self._valid) + 2 * CANDIDATES:
+            self._heap = list(self._valid.values())
+            heapify(self._heap)
 
     def forget(self, adapter: Adapter) -> None:
         """The adapter is gone."""
         self._valid.pop(adapter.digest, None)
+        self._offered.pop(adapter.digest, None)
 
-    def least(self, idle: Mapping[str, Adapter], now: float) -> list[Adapter]:
-        """The least valued of `idle`, anew where the last answer is too old or used up."""
-        some = [adapter for adapter in self._least if idle.get(adapter.digest) is adapter]
-        enough = min(len(idle), CANDIDATES // 2)
-        if len(some) < enough or now - self._looked_at > FRESH_S:
-            self._sweep(idle)
-            some = self._least = self._look(idle)
-            self._looked_at = now
-        return some
+    def sweep(self) -> None:
+        """Look at the next places of the heap, and put where they belong those that have fallen."""
+        heap, valid = self._heap, self._valid
+        places = min(SWEPT, self._hand_left, len(heap))
+        self._hand_left -= places
+        for _ in range(places):
+            self._hand = (self._hand + 1) % len(heap)
+            entry = heap[self._hand]
+            key, _, adapter = entry
+            if valid.get(adapter.digest) is entry:
+                value = self._value(adapter)
+                if value < key:
+                    heappush(heap, self._entry(value, adapter))
+
+    def least(self, idle: Mapping[str, Adapter], now: float) -> Iterator[Adapter]:
+        """The `idle` from the least valued on: those offered of late, then more as asked for."""
+        if now - self._began > FRESH_S:
+            self._begin_anew(idle)
+            self._began = now
+        some = [one for one in self._offered.values() if idle.get(one.digest) is one]
+        left = CANDIDATES
+        while left > 0 and (some := some or self._look(idle)):
+            yield from some[:left]
+            left -= len(some)
+            some = []
+
+    def _begin_anew(self, idle: Mapping[str, Adapter]) -> None:
+        """Let those that were offered have places again."""
+        for digest, adapter in self._offered.items():
+            if idle.get(digest) is adapter:
+                heappush(self._heap, self._entry(self._value(adapter), adapter))
+        self._offered.clear()
+        self._hand_left = len(self._heap)
+        if len(self._heap) > 2 * len(idle) + 2 * CANDIDATES:
+            self._valid = {digest: e for digest, e in self._valid.items() if digest in idle}
+            self._heap = list(self._valid.values())
+            heapify(self._heap)
 
     def _look(self, idle: Mapping[str, Adapter]) -> list[Adapter]:
+        """The next LOOKED of them, taken out of the heap."""
         heap, valid = self._heap, self._valid
         found: list[tuple[float, Adapter]] = []
         risen = 0
-        while heap and len(found) < CANDIDATES:
-            entry = heappop(heap)
-            key, _, digest = entry
+        while heap and len(found) < LOOKED:
+            entry = heap[0]
+            key, _, adapter = entry
+            digest = adapter.digest
             if valid.get(digest) is not entry:
+                heappop(heap)
                 continue
-            adapter = idle.get(digest)
-            if adapter is None:
+            if idle.get(digest) is not adapter:
+                heappop(heap)
                 del valid[digest]
                 continue
             value = self._value(adapter)
-            if value > key and heap and value > heap[0][0] and risen < RISEN_MAX:
-                # It has risen since: it comes again in its place.
+            if value > key and risen < RISEN_MAX:
+                # It has risen since: it comes again in its place, unless that is this one.
                 risen += 1
-                self._push(value, digest)
-            else:
-                found.append((value, adapter))
-        for value, adapter in found:
-            self._push(value, adapter.digest)
+                entry = self._entry(value, adapter)
+                heapreplace(heap, entry)
+                if heap[0] is not entry:
+                    continue
+            heappop(heap)
+            del valid[digest]
+            found.append((value, adapter))
         found.sort(key=lambda pair: pair[0])
+        self._offered.update((adapter.digest, adapter) for _, adapter in found)
         return [adapter for _, adapter in found]
 
-    def _sweep(self, idle: Mapping[str, Adapter]) -> None:
-        """Look at the next places of the heap, and put where they belong those that have fallen."""
-        heap, valid = self._heap, self._valid
-        if len(heap) > 2 * len(idle) + 2 * CANDIDATES:
-            self._valid = valid = {digest: e for digest, e in valid.items() if digest in idle}
-            self._heap = heap = list(valid.values())
-            heapify(heap)
-        for _ in range(min(SWEPT, len(heap))):
-            self._hand = (self._hand + 1) % len(heap)
-            entry = heap[self._hand]
-            key, _, digest = entry
-            if valid.get(digest) is entry and (adapter := idle.get(digest)) is not None:
-                value = self._value(adapter)
-                if value < key:
-                    self._push(value, digest)
-
-    def _push(self, value: float, digest: str) -> None:
+    def _entry(self, value: float, adapter: Adapter) -> _Entry:
+        """The one entry that is valid from now on."""
         self._numbers += 1
-        entry = self._valid[digest] = (value, self._numbers, digest)
-        heappush(self._heap, entry)
+        entry = self._valid[adapter.digest] = (value, self._numbers, adapter)
+        return entry

@@ -82,6 +82,13 @@ def _check_prefixes(core: SchedulerCore) -> None:
         if node.users == 0:
             idle.add(node.page)
     assert loose == free | idle
+    offered = {
+        page
+        for adapter in core.tiers.device_idle.values()
+        for page in range(adapter.first_page, adapter.stop_page)
+    }
+    clearable = {page for page in range(pool.pages) if pool.is_clearable(page)}
+    assert clearable == loose | offered
     assert core.blocks.pages_idle == len(idle)
     assert len({node.number for node in core.blocks.nodes}) == len(core.blocks.nodes)
 

@@ -1,6 +1,6 @@
 """What one step's outcome means for its sequences: tokens known, blocks computed, ends reached."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -51,11 +51,14 @@ def apply_outcome(
             if computed >= sequence.share_at:
                 blocks.enter(sequence)
     tokens = outcome.tokens
-    if dropped and not dropped.isdisjoint(tokens.sequences):
+    if not errors and tokens.sequences == flight.owed:
+        # The one thing done for each token, in one go. Of those that have ended nobody reads it.
+        deque(map(list[int].append, flight.gaining, tokens.token_ids), maxlen=0)
         tokens = tokens.without(dropped)
-    # The one thing done for each token: what else it may mean is asked of all of them at once.
-    for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):
-        sequences[number].tokens.append(token_id)
+    else:
+        tokens = tokens.without(dropped)
+        for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):
+            sequences[number].tokens.append(token_id)
     over = {s.number: s for s in flight.last if s.number not in dropped}
     if not ends.isdisjoint(tokens.token_ids):
         for number, token_id in zip(tokens.sequences, tokens.token_ids, strict=True):

@@ -6,14 +6,14 @@ so its cost depends on the window and not on how many adapters or sequences ther
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, Residence
 from adex_scheduler.core.fairness import owe, rank
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.residency import Residency
-from adex_scheduler.core.room import Room, find_room
+from adex_scheduler.core.room import Room, find_among_idle, find_room
 from adex_scheduler.core.sequence import Sequence
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
@@ -79,9 +79,9 @@ class Paging:
         return self._tiers.adapters[sequence.digest] if sequence and sequence.digest else None
 
     def _first_on_device(self, now: float) -> Adapter:
-        return self._idle_on_device(now)[0]
+        return next(self._idle_on_device(now))
 
-    def _idle_on_device(self, now: float) -> list[Adapter]:
+    def _idle_on_device(self, now: float) -> Iterator[Adapter]:
         tiers = self._tiers
         return tiers.eviction.first_to_leave(Tier.DEVICE, tiers.device_idle, now)
 
@@ -94,15 +94,15 @@ class Paging:
             if tiers.disk_leaving >= self._limits.disk_evictions_max:
                 return
             if tiers.disk_idle:
-                first = tiers.eviction.first_to_leave(Tier.DISK, tiers.disk_idle, now)[0]
-                self._residency.evict_disk(first)
+                first = tiers.eviction.first_to_leave(Tier.DISK, tiers.disk_idle, now)
+                self._residency.evict_disk(next(first))
                 continue
             if not tiers.host_leaving_bytes and not tiers.slots_leaving:
                 # Only what is nowhere else can leave the disk, so one leaves a nearer tier first.
                 spare = tiers.eviction.first_to_leave(Tier.HOST, tiers.host_idle, now)
-                unused = [a for a in spare if a.residence is Residence.HOST]
-                if unused:
-                    tiers.evict_host(unused[0])
+                unused = next((a for a in spare if a.residence is Residence.HOST), None)
+                if unused is not None:
+                    tiers.evict_host(unused)
                 elif tiers.device_idle:
                     tiers.evict_device(self._first_on_device(now))
             return
@@ -165,7 +165,8 @@ class Paging:
             return tiers.host_bytes - tiers.host_leaving_bytes + size > tiers.info.host_bytes
 
         while tiers.host_idle and short():
-            tiers.evict_host(tiers.eviction.first_to_leave(Tier.HOST, tiers.host_idle, now)[0])
+            first = tiers.eviction.first_to_leave(Tier.HOST, tiers.host_idle, now)
+            tiers.evict_host(next(first))
         if wanted and short():
             waiting = {s.digest for s in tiers.to_page_in.members()}
             copies = [tiers.adapters[digest] for digest in sorted(waiting)]
@@ -224,19 +225,20 @@ class Paging:
         Where none was found for one as small, none is looked for again before anything has come
         loose: of those that wait for room, each would be told the same at every step.
         """
-        tiers = self._tiers
-        if held:
-            return find_room(
-                adapter.pages, tiers.pool, self._all_but(adapter, now), self._before_prefixes(now)
-            )
-        loosened = tiers.pool.loosened + tiers.device_idled
-        if loosened != self._loosened:
-            self._loosened, self._too_long = loosened, tiers.pool.pages + 1
-        if adapter.pages >= self._too_long:
-            return None
-        room = find_room(adapter.pages, tiers.pool, self._all_idle(now), self._before_prefixes(now))
-        if room is None:
-            self._too_long = adapter.pages
+        tiers, pages = self._tiers, adapter.pages
+        pool, idle = tiers.pool, tiers.device_idle.values()
+        room = None
+        if pool.loosened != self._loosened:
+            self._loosened, self._too_long = pool.loosened, pool.pages + 1
+        if pages < self._too_long:
+            first = self._first_for(pages, now)
+            room = find_room(pages, pool, first, self._before_prefixes(now))
+            room = room or find_among_idle(pages, pool, idle)
+            if room is None:
+                self._too_long = pages
+        if room is None and held:
+            others = (self._wanted_latest_first(adapter), self._kept(adapter))
+            room = find_room(pages, pool, chain(idle, *others))
         return room
 
     def _make_way(self, adapter: Adapter, sequence: Sequence, now: float) -> None:
@@ -244,7 +246,7 @@ class Paging:
         tiers = self._tiers
         victims = tuple(self._turns.displaceable(sequence, now))
         if victims and tiers.slots_free:
-            candidates = (*self._all_idle(now), *victims)
+            candidates = chain(tiers.device_idle.values(), victims)
             room = find_room(adapter.pages, tiers.pool, candidates)
             victims = room.victims if room else ()
         elif victims:
@@ -252,29 +254,25 @@ class Paging:
         for victim in victims:
             tiers.drain(victim, sequence.number)
 
-    def _before_prefixes(self, now: float) -> list[Adapter]:
+    def _before_prefixes(self, now: float) -> Iterator[Adapter]:
         """Of the adapters that should leave, those unused for longer than every idle prefix is.
 
         An adapter that took the lowest loose pages would do away with prefixes of any age, of which
         most come again sooner than an adapter that has to leave.
         """
         since = self._tiers.blocks.idle_since
-        if since is None:
-            return []
-        return [adapter for adapter in self._idle_on_device(now) if adapter.used_at < since]
+        if since is not None:
+            yield from (one for one in self._idle_on_device(now) if one.used_at < since)
 
-    def _all_but(self, spare: Adapter, now: float) -> list[Adapter]:
-        """Every adapter no step uses: idle, then wanted, then pinned by an operator."""
-        return [*self._all_idle(now), *self._wanted_latest_first(spare), *self._kept(spare)]
+    def _first_for(self, pages: int, now: float) -> Iterator[Adapter]:
+        """The idle adapters that should leave before all others, then one that will do alone.
 
-    def _all_idle(self, now: float) -> Iterator[Adapter]:
-        """Every idle adapter, those that should leave before all others first.
-
-        A long run is seldom found among a few: they do not lie side by side.
+        A long run is seldom found among a few, which do not lie side by side. So the longest idle
+        of those that take as many `pages` comes next.
         """
-        first = {adapter.digest: adapter for adapter in self._idle_on_device(now)}
-        yield from first.values()
-        yield from (one for digest, one in self._tiers.device_idle.items() if digest not in first)
+        yield from self._idle_on_device(now)
+        idle = self._tiers.device_idle.values()
+        yield from islice((one for one in idle if one.pages >= pages), 1)
 
     def _kept(self, spare: Adapter | None) -> list[Adapter]:
         return [a for a in self._tiers.device_kept.values() if a is not spare]

@@ -40,6 +40,18 @@ def find_room(
     return _displacing(pages, pool.loose_pages(), candidates)
 
 
+def find_among_idle(pages: int, pool: PagePool, idle: Iterable[Adapter]) -> Room | None:
+    """The lowest run that is left if all the `idle` go, whose runs the pool has on offer.
+
+    It displaces those inside it. What it costs hardly grows with how many are idle.
+    """
+    first = pool.find_clearable(pages)
+    if first is None:
+        return None
+    stop = first + pages
+    return Room(first, tuple([a for a in idle if a.first_page < stop and a.stop_page > first]))
+
+
 def _displacing(pages: int, loose: bytearray, candidates: Iterable[Adapter]) -> Room | None:
     """A run of `loose` pages, in which there is none as it is, and of the candidates'.
 

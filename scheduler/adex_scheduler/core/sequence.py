@@ -23,6 +23,9 @@ class Stage(Enum):
     ENDING = "ending"
     ENDED = "ended"
 
+    # Each is one object, and looked up at every turn.
+    __hash__ = object.__hash__
+
 
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
     Stage.WAITING_ADAPTER: frozenset({Stage.WAITING, Stage.ENDED}),

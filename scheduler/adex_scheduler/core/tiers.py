@@ -64,7 +64,6 @@ class Tiers:
         self.lines = (self.ready, self.to_page_in, self.to_stage, *self.to_fetch.values())
         # Each group is in the order in which its members fell idle.
         self.device_idle: OrderedDict[str, Adapter] = OrderedDict()
-        self.device_idled = 0
         self.device_wanted: OrderedDict[str, Adapter] = OrderedDict()
         self.device_pinned: OrderedDict[str, Adapter] = OrderedDict()
         self.device_kept: OrderedDict[str, Adapter] = OrderedDict()
@@ -351,7 +350,7 @@ class Tiers:
                 return False
 
     def _vacate(self, adapter: Adapter) -> None:
-        self.pool.give(range(adapter.first_page, adapter.stop_page))
+        self.pool.give_run(adapter.first_page, adapter.stop_page)
         heappush(self.slots_free, adapter.slot)
         adapter.first_page, adapter.slot = -1, 0
 
@@ -368,16 +367,21 @@ class Tiers:
         if not changed:
             return
         adapter.groups = belongs
-        for bit, (group, idle_in) in self._groups.items():
-            if not changed & bit:
-                continue
-            if not belongs & bit:
+        left = changed
+        while left:
+            bit = left & -left
+            left ^= bit
+            group, idle_in = self._groups[bit]
+            if belongs & bit:
+                group[adapter.digest] = adapter
+                if idle_in is not None:
+                    self.eviction.enter(idle_in, adapter)
+            else:
                 del group[adapter.digest]
-                continue
-            group[adapter.digest] = adapter
-            if idle_in is not None:
-                self.device_idled += idle_in is Tier.DEVICE
-                self.eviction.enter(idle_in, adapter)
+        if changed & AdapterGroup.DEVICE_IDLE:
+            offered = belongs & AdapterGroup.DEVICE_IDLE
+            change = self.pool.offer if offered else self.pool.withdraw
+            change(adapter.first_page, adapter.stop_page)
 
 
 _BELOW_DEVICE: Mapping[HostCopy, Residence] = {

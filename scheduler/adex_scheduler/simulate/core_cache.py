@@ -41,7 +41,7 @@ def replay_core(trace: CacheTrace, capacity: float, *, skip: int = 0) -> CacheRe
         order.enter(Tier.HOST, adapter)
         held += sizes[index]
         while held > capacity:
-            victim = order.first_to_leave(Tier.HOST, resident, now)[0]
+            victim = next(order.first_to_leave(Tier.HOST, resident, now))
             del resident[victim.digest]
             held -= victim.version.bundle_bytes
     return CacheResult(misses, float(cost), float(loaded))

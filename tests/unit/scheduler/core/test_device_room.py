@@ -7,7 +7,7 @@ from adex_scheduler.core.adapters import Adapter
 from adex_scheduler.core.events import Cancelled
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.pool import PagePool
-from adex_scheduler.core.room import Room, find_room
+from adex_scheduler.core.room import Room, find_among_idle, find_room
 from adex_scheduler.testing.desk import Desk
 
 
@@ -252,6 +252,22 @@ def test_room_among_loose_pages_displaces_nobody() -> None:
     assert displaced(6, pool, [a]) == (8, "")
     pool.loosen(range(5, 8))
     assert displaced(13, pool, [a]) == (0, "a")
+
+
+def test_room_among_all_who_are_idle_is_the_lowest_and_displaces_those_inside_it() -> None:
+    pool = PagePool(20)
+    _, b, c = (resident(pool, name, at, 3) for name, at in (("a", 0), ("b", 5), ("c", 10)))
+    # Pages 3-4, 8-9 and 13-19 are free; a is used.
+    for one in (b, c):
+        pool.offer(one.first_page, one.stop_page)
+    idle = [c, b]
+    assert find_among_idle(6, pool, idle) == Room(3, (b,))
+    assert find_among_idle(7, pool, idle) == Room(3, (b,))
+    assert find_among_idle(8, pool, idle) == Room(3, (c, b))
+    assert find_among_idle(17, pool, idle) == Room(3, (c, b))
+    assert find_among_idle(18, pool, idle) is None
+    pool.withdraw(b.first_page, b.stop_page)
+    assert find_among_idle(6, pool, [c]) == Room(8, (c,))
 
 
 def test_admission_leaves_room_for_the_running_to_grow() -> None:

@@ -22,7 +22,7 @@ def test_on_the_device_the_copy_that_would_come_from_the_disk_leaves_last(gone: 
     for adapter in adapters:
         order.note_use(adapter, now=1.0)
         order.enter(Tier.DEVICE, adapter)
-    assert order.first_to_leave(Tier.DEVICE, idle, now=2.0) == [adapters[1], adapters[0]]
+    assert list(order.first_to_leave(Tier.DEVICE, idle, now=2.0)) == [adapters[1], adapters[0]]
 
 
 def test_a_copy_that_loses_the_one_below_it_rises_in_the_order() -> None:
@@ -32,6 +32,6 @@ def test_a_copy_that_loses_the_one_below_it_rises_in_the_order() -> None:
         order.note_use(adapter, now=1.0)
         order.enter(Tier.DEVICE, adapter)
     idle = {"first": first, "second": second}
-    assert order.first_to_leave(Tier.DEVICE, idle, now=2.0) == [first, second]
+    assert list(order.first_to_leave(Tier.DEVICE, idle, now=2.0)) == [first, second]
     first.host = HostCopy.NONE
-    assert order.first_to_leave(Tier.DEVICE, idle, now=3.0) == [second, first]
+    assert list(order.first_to_leave(Tier.DEVICE, idle, now=3.0)) == [second, first]
