@@ -36,7 +36,7 @@ FLAGS = (
 _COMPILE_S_MAX = 300.0
 # Libraries in one folder; another comes with each change of compiler, processor or source.
 _KEPT_MAX = 16
-_UNITS = ("lora.c", "step.c")
+_UNITS = ("choice.c", "lora.c", "step.c")
 # Of /proc/cpuinfo, on x86 and on ARM.
 _PROCESSOR_KEYS = (
     "vendor_id",

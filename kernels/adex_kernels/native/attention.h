@@ -13,7 +13,7 @@
 #include "vectors.h"
 
 /* A block holds as many tokens as a vector has lanes. Chunks begin at multiples of CHUNK blocks. */
-enum { QUERIES = 12, CHUNK = 8 };
+enum { QUERIES = 12, CHUNK = 8, PARTS_AHEAD = 4 };
 
 /* Row t of sequence i, t in [query_starts[i], query_starts[i + 1]), has the position
  * context_lens[i] - query_starts[i + 1] + t. Of the pages of a table only those that the context
@@ -27,14 +27,16 @@ typedef struct {
 
 /* Queries of one sequence: for each of `heads` key heads from `kv_head` on, those with the numbers
  * [first, first + count). Number q is that of row q / per_head and head q % per_head; where there
- * are several key heads, there is one row, and these are all its queries. */
-typedef struct {
+ * are several key heads, there is one row, and these are all its queries. `next` is what the thread
+ * does afterwards, or none. */
+typedef struct Tile {
     const Attention *attention;
     const char *q; /* the first row's first head that reads the first key head */
     char *out;
     int64_t q_stride, out_stride, kv_head, heads, layer, window, position, first, count;
     const int64_t *table;
     float *sums; /* scratch, [heads * count, head_dim] */
+    const struct Tile *next;
 } Tile;
 
 /* The scores of a chunk, later its weights, and what is kept of the chunks before. */
@@ -122,9 +124,30 @@ INLINE int64_t lanes_in(int64_t columns, int v) {
     return left < 0 ? 0 : left < LANES ? left : LANES;
 }
 
-/* Adds to elements [d, d + columns) of the sums what the values of blocks [first, stop) weigh. */
+/* Blocks [first, stop) of a tile that lie within one chunk; of none, the tile is none. */
+typedef struct { const Tile *tile; int64_t first, stop; } Chunk;
+
+/* Fetches what a key head has in a block. */
+INLINE void fetch(const Tile *t, int64_t head, int64_t block, int value) {
+    const Attention *a = t->attention;
+    const char *part = block_of(t, head, block, value);
+    for (int token = 0; token < LANES; token++)
+        for (int64_t d = 0; d < a->head_dim; d += 64 / ELEMENT)
+            __builtin_prefetch(at(part, token * a->kv_heads * a->head_dim + d), 0, 2);
+}
+
+/* Part `number` of a chunk's values, head by head, if there are so many. */
+INLINE void fetch_values(const Tile *t, int64_t first, int64_t stop, int64_t number) {
+    int64_t head = number / (stop - first);
+    if (head < t->heads)
+        fetch(t, head, first + number % (stop - first), 1);
+}
+
+/* Adds to elements [d, d + columns) of the sums what the values of blocks [first, stop) weigh. With
+ * `fetching`, the values that come next are fetched meanwhile. */
 INLINE void weigh_values(const Tile *t, const Softmax *softmax, int64_t head, int64_t query,
-                         int queries, int64_t d, int64_t columns, int64_t first, int64_t stop) {
+                         int queries, int64_t d, int64_t columns, int64_t first, int64_t stop,
+                         int fetching) {
     const Attention *a = t->attention;
     int64_t value_stride = a->kv_heads * a->head_dim, own = head * t->count + query;
     const f32(*weights)[CHUNK] = softmax->scores + own;
@@ -135,6 +158,8 @@ INLINE void weigh_values(const Tile *t, const Softmax *softmax, int64_t head, in
             sums[i][v] = load_floats(kept + i * a->head_dim + v * LANES, lanes_in(columns, v));
     for (int64_t block = first; block < stop; block++) {
         const char *values = at(block_of(t, head, block, 1), d);
+        if (fetching)
+            fetch_values(t, first, stop, head * (stop - first) + block - first + PARTS_AHEAD);
         for (int token = 0; token < LANES; token++)
 #pragma GCC unroll 4
             for (int v = 0; v < 4; v++) {
@@ -149,53 +174,62 @@ INLINE void weigh_values(const Tile *t, const Softmax *softmax, int64_t head, in
             store_floats(kept + i * a->head_dim + v * LANES, sums[i][v], lanes_in(columns, v));
 }
 
-/* Fetches a key head's part of a block, as it lies. */
-INLINE void fetch_part(const Tile *t, int64_t head, int64_t block, int value) {
-    const Attention *a = t->attention;
-    int64_t size = LANES * a->head_dim * ELEMENT;
-    const char *part = block_of(t, 0, block, value) + head * size;
-    for (int64_t byte = 0; byte < size; byte += 64)
-        __builtin_prefetch(part + byte, 0, 2);
-}
-
-/* Blocks [first, stop), which lie within one chunk. */
-static void attend_chunk(const Tile *t, Softmax *softmax, int64_t first, int64_t stop) {
+/* What comes next is fetched behind the arithmetic, and no earlier: the blocks of a layer lie so far
+ * apart that many of them may share few places of the cache. */
+static void attend_chunk(const Tile *t, Softmax *softmax, Chunk now, Chunk ahead) {
     enum { WIDE = 4 * LANES };
-    int64_t head_dim = t->attention->head_dim;
+    int64_t head_dim = t->attention->head_dim, first = now.first, stop = now.stop;
+    /* A tile of several rows computes for as long as its keys take to come by themselves. */
+    int fetching = t->heads > 1;
     for (int64_t block = first; block < stop; block++)
         for (int64_t head = 0; head < t->heads; head++) {
-            if (t->heads > 1) {
-                fetch_part(t, head, block, 1);
-                if (block + 1 < stop)
-                    fetch_part(t, head, block + 1, 0);
-            }
+            if (fetching && block + 1 < stop)
+                fetch(t, head, block + 1, 0);
+            else if (fetching && head < PARTS_AHEAD)
+                fetch_values(t, first, stop, head);
             IN_BLOCKS(q, 0, t->count, score_block(t, head, q, q_block, block, softmax))
         }
     for (int64_t query = 0; query < t->heads * t->count; query++)
         soften(t, softmax, query, first, stop);
-    for (int64_t head = 0; head < t->heads; head++)
+    for (int64_t head = 0; head < t->heads; head++) {
+        if (fetching && ahead.tile && head < ahead.tile->heads)
+            fetch(ahead.tile, head, ahead.first, 0);
         IN_BLOCKS(q, 0, t->count, {
             int64_t d = 0;
             for (; d + WIDE <= head_dim; d += WIDE)
-                weigh_values(t, softmax, head, q, q_block, d, WIDE, first, stop);
+                weigh_values(t, softmax, head, q, q_block, d, WIDE, first, stop, fetching && !q && !d);
             if (d < head_dim)
-                weigh_values(t, softmax, head, q, q_block, d, head_dim - d, first, stop);
+                weigh_values(t, softmax, head, q, q_block, d, head_dim - d, first, stop,
+                             fetching && !q && !d);
         })
+    }
+}
+
+/* The first chunk that is not before `block`. */
+static Chunk chunk_of(const Tile *t, int64_t block) {
+    int64_t stop = position_of(t, t->count - 1) / LANES + 1, end = (block / CHUNK + 1) * CHUNK;
+    return (Chunk){t, block, end < stop ? end : stop};
+}
+
+/* The first block that any of a tile's queries sees. */
+static int64_t first_block(const Tile *t) {
+    int64_t unseen = t->window ? position_of(t, 0) - t->window + 1 : 0;
+    return unseen > 0 ? unseen / LANES : 0;
 }
 
 static void attend_tile(const Tile *t) {
     int64_t size = t->attention->head_dim, queries = t->heads * t->count;
-    int64_t unseen = t->window ? position_of(t, 0) - t->window + 1 : 0;
-    int64_t first = unseen > 0 ? unseen / LANES : 0;
-    int64_t stop = position_of(t, t->count - 1) / LANES + 1;
     Softmax softmax;
     memset(softmax.totals, 0, sizeof softmax.totals);
     for (int64_t query = 0; query < queries; query++)
         softmax.top[query] = -FLT_MAX;
     memset(t->sums, 0, queries * size * sizeof *t->sums);
-    for (int64_t next; first < stop; first = next) {
-        next = (first / CHUNK + 1) * CHUNK < stop ? (first / CHUNK + 1) * CHUNK : stop;
-        attend_chunk(t, &softmax, first, next);
+    for (Chunk now = chunk_of(t, first_block(t)), ahead; now.first < now.stop; now = ahead) {
+        ahead = chunk_of(t, now.stop);
+        Chunk next = ahead;
+        if (ahead.first >= ahead.stop)
+            next = t->next ? chunk_of(t->next, first_block(t->next)) : (Chunk){0};
+        attend_chunk(t, &softmax, now, next);
     }
     for (int64_t query = 0; query < queries; query++) {
         char *out = at(t->out, offset_of(t, query / t->count, query % t->count, t->out_stride));

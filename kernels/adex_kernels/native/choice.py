@@ -1,4 +1,4 @@
-"""What a step's tokens are chosen by where nothing is drawn, compiled (step.c)."""
+"""What a step's tokens are chosen by where nothing is drawn, compiled (choice.c)."""
 
 import numpy as np
 import torch

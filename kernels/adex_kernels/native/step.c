@@ -55,7 +55,11 @@ typedef struct {
     const Segment *segments;
     int64_t segment_count;
     float *shrunk;
-    const int64_t *logit_rows;                         /* [wanted] */
+    const int64_t *kept_rows;                          /* [kept], ascending: see keep_wanted */
+    int64_t kept;
+    const Segment *kept_segments;                      /* of the kept rows, numbered anew */
+    int64_t kept_segment_count;
+    const int64_t *logit_rows;                         /* [wanted], numbers of kept rows */
     char *chosen;                                      /* [wanted, hidden], normed */
     float *logits;                                     /* [wanted, head.out] */
     Stage *stages;                                     /* zeroed; for each layer, and one layer more */
@@ -243,22 +247,25 @@ static void rotation_stage(Team *team, const Layer *layer, int64_t index) {
     next_stage(team, ROTATION);
 }
 
-static void attention_stage(Team *team, const Layer *layer, int64_t index) {
+/* Where a thread is in a stage of attention: pieces are numbered, and it asks for ever greater
+ * numbers, of which `before` are those of sequences before its own. */
+typedef struct { int64_t sequence, before; Cut cut; } Place;
+
+static Tile tile_of(const Team *team, const Layer *layer, int64_t index, Place *place, int64_t number) {
     const Step *s = team->step;
     const Attention *a = &s->attention;
-    int64_t per_head = per_head_of(a), before = 0, sequence = 0, all = 0;
-    for (int64_t i = 0; i < a->sequences; i++)
-        all += pieces_in(a, cut_of(a, i, team->threads));
-    Cut cut = cut_of(a, 0, team->threads);
-    IN_PIECES(team, all, mine) {
-        for (; mine >= before + pieces_in(a, cut); cut = cut_of(a, ++sequence, team->threads))
-            before += pieces_in(a, cut);
-        int64_t kv_head = (mine - before) / cut.tiles * cut.heads;
-        int64_t first = (mine - before) % cut.tiles * QUERIES;
-        int64_t start = a->query_starts[sequence], rows = a->query_starts[sequence + 1] - start;
-        int64_t left = rows * per_head - first, heads = a->kv_heads - kv_head;
-        int64_t column = kv_head * per_head * a->head_dim, row_columns = a->heads * a->head_dim;
-        Tile t = {.attention = a, .kv_head = kv_head, .layer = index, .window = layer->window,
+    for (int64_t n; number >= place->before + (n = pieces_in(a, place->cut));) {
+        place->before += n;
+        place->cut = cut_of(a, ++place->sequence, team->threads);
+    }
+    Cut cut = place->cut;
+    int64_t per_head = per_head_of(a), sequence = place->sequence;
+    int64_t kv_head = (number - place->before) / cut.tiles * cut.heads;
+    int64_t first = (number - place->before) % cut.tiles * QUERIES;
+    int64_t start = a->query_starts[sequence], rows = a->query_starts[sequence + 1] - start;
+    int64_t left = rows * per_head - first, heads = a->kv_heads - kv_head;
+    int64_t column = kv_head * per_head * a->head_dim, row_columns = a->heads * a->head_dim;
+    return (Tile){.attention = a, .kv_head = kv_head, .layer = index, .window = layer->window,
                   .heads = heads < cut.heads ? heads : cut.heads,
                   .q = at(s->qkv, start * layer->qkv.out + column), .q_stride = layer->qkv.out,
                   .out = at(s->attended, start * row_columns + column), .out_stride = row_columns,
@@ -266,7 +273,26 @@ static void attention_stage(Team *team, const Layer *layer, int64_t index) {
                   .first = first, .count = left < QUERIES ? left : QUERIES,
                   .table = a->tables + sequence * a->tables_stride,
                   .sums = (float *)(s->scratch + team->thread * s->scratch_stride)};
-        attend_tile(&t);
+}
+
+/* A thread takes its next tile before it does the present one, which fetches what that begins with. */
+static void attention_stage(Team *team, const Layer *layer, int64_t index) {
+    const Attention *a = &team->step->attention;
+    int64_t all = 0;
+    for (int64_t i = 0; i < a->sequences; i++)
+        all += pieces_in(a, cut_of(a, i, team->threads));
+    Place place = {0, 0, cut_of(a, 0, team->threads)};
+    Tile tiles[2];
+    int64_t number = TAKE(team->stage->next);
+    if (number < all)
+        tiles[0] = tile_of(team, layer, index, &place, number);
+    for (int now = 0; number < all; now = !now) {
+        number = TAKE(team->stage->next);
+        if (number < all) {
+            tiles[!now] = tile_of(team, layer, index, &place, number);
+            tiles[now].next = &tiles[!now];
+        }
+        attend_tile(&tiles[now]);
     }
     next_stage(team, ATTENTION);
 }
@@ -303,14 +329,38 @@ static void activation_stage(Team *team) {
     next_stage(team, ACTIVATION);
 }
 
-static void layer_stages(Team *team, int64_t index, const float *norm_after) {
-    const Model *m = team->model;
+/* Behind the last layer's keys and values only rows with logits matter: they move together, to
+ * buffers that are free by now, and the others are left. */
+static void keep_wanted(Team *team, Step *kept) {
     const Step *s = team->step;
+    int64_t hidden = team->model->hidden, attended = team->model->heads * team->model->head_dim;
+    *kept = *s;
+    kept->rows = s->kept;
+    kept->segments = s->kept_segments;
+    kept->segment_count = s->kept_segment_count;
+    kept->hidden = s->normed;
+    kept->normed = s->hidden;
+    kept->attended = s->qkv;
+    IN_ROWS(team, hidden, s->kept, i, {
+        memcpy(at(kept->hidden, i * hidden), at(s->hidden, s->kept_rows[i] * hidden), hidden * ELEMENT);
+        memcpy(at(kept->attended, i * attended), at(s->attended, s->kept_rows[i] * attended),
+               attended * ELEMENT);
+    })
+    next_stage(team, NORMS);
+    team->step = kept;
+}
+
+/* In the last layer, `kept` becomes the team's step. */
+static void layer_stages(Team *team, int64_t index, const float *norm_after, Step *kept) {
+    const Model *m = team->model;
     const Layer *layer = m->layers + index;
     int64_t group = index * GROUPS;
-    linear_stages(team, &layer->qkv, s->normed, s->qkv, group + QKV);
+    linear_stages(team, &layer->qkv, team->step->normed, team->step->qkv, group + QKV);
     rotation_stage(team, layer, index);
     attention_stage(team, layer, index);
+    if (index + 1 == m->count && team->step->kept < team->step->rows)
+        keep_wanted(team, kept);
+    const Step *s = team->step;
     linear_stages(team, &layer->o, s->attended, s->out, group + O);
     IN_ROWS(team, m->hidden, s->rows, row,
             add_and_norm(team, row, layer->attention_out_norm, layer->mlp_norm))
@@ -330,11 +380,12 @@ static void take_part(const Model *m, const Step *s) {
         stay_on(s->cores[team.thread]);
     IN_ROWS(&team, m->hidden, s->rows, row, embed(&team, row))
     next_stage(&team, NORMS);
+    Step kept;
     for (int64_t i = 0; i < m->count; i++)
-        layer_stages(&team, i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->norm);
+        layer_stages(&team, i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->norm, &kept);
     IN_ROWS(&team, m->hidden, s->wanted, i,
             memcpy(at(s->chosen, i * m->hidden),
-                   at(s->normed, s->logit_rows[i] * m->hidden),
+                   at(team.step->normed, s->logit_rows[i] * m->hidden),
                    m->hidden * ELEMENT))
     next_stage(&team, NORMS);
     Product product = {&m->head, s->chosen, (char *)s->logits,
@@ -381,76 +432,4 @@ void EXPORTED(adex_linear)(const Linear *linear, const void *x, void *y, int64_t
     Stage stage = {0};
 #pragma omp parallel num_threads((int)threads)
     multiply_all(&product, &stage);
-}
-
-/* The place of the greatest of `size` numbers, the first of equal ones, and whether all are finite. */
-static void choose_greatest(const float *numbers, int64_t size, int64_t *place, int64_t *finite) {
-    const i32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    f32 most = splat(-__builtin_inff());
-    i32 places = lanes, unreal = {0};
-    int64_t whole = size / LANES * LANES;
-    for (int64_t k = 0; k < whole; k += LANES) {
-        f32 value = load_floats(numbers + k, LANES);
-        i32 greater = value > most;
-        most = chosen(greater, value, most);
-        places = (greater & (lanes + (int32_t)k)) | (~greater & places);
-        unreal |= value - value != 0.0f;
-    }
-    float top = most[0];
-    int64_t found = places[0];
-    *finite = !unreal[0];
-    for (int i = 1; i < LANES; i++) {
-        if (most[i] > top || (most[i] == top && places[i] < found)) {
-            top = most[i];
-            found = places[i];
-        }
-        *finite &= !unreal[i];
-    }
-    for (int64_t k = whole; k < size; k++) {
-        if (numbers[k] > top) {
-            top = numbers[k];
-            found = k;
-        }
-        *finite &= numbers[k] - numbers[k] == 0;
-    }
-    *place = found < size ? found : 0;
-}
-
-/* log of the sum of exp of `size` numbers. */
-static float log_total(const float *numbers, int64_t size) {
-    f32 most = splat(-__builtin_inff()), sums = {0};
-    int64_t whole = size / LANES * LANES;
-    for (int64_t k = 0; k < whole; k += LANES) {
-        f32 value = load_floats(numbers + k, LANES);
-        most = chosen(value > most, value, most);
-    }
-    float top = greatest(most);
-    for (int64_t k = whole; k < size; k++)
-        top = numbers[k] > top ? numbers[k] : top;
-    for (int64_t k = 0; k < whole; k += LANES)
-        sums += exponential(load_floats(numbers + k, LANES) - top);
-    float sum = total(sums);
-    for (int64_t k = whole; k < size; k++)
-        sum += expf(numbers[k] - top);
-    return top + logf(sum);
-}
-
-/* Fewer numbers than this are one thread's: others would have to be woken. */
-enum { TEAM_NUMBERS = 1 << 20 };
-
-/* Of each row of logits [rows, columns]. */
-void EXPORTED(adex_greedy)(const float *logits, int64_t rows, int64_t columns, int64_t *tokens,
-                           int64_t *finite, int64_t threads) {
-    int team = rows * columns < TEAM_NUMBERS ? 1 : (int)threads;
-#pragma omp parallel for num_threads(team) if (team > 1)
-    for (int64_t row = 0; row < rows; row++)
-        choose_greatest(logits + row * columns, columns, tokens + row, finite + row);
-}
-
-void EXPORTED(adex_log_totals)(const float *logits, int64_t rows, int64_t columns, float *totals,
-                               int64_t threads) {
-    int team = rows * columns < TEAM_NUMBERS ? 1 : (int)threads;
-#pragma omp parallel for num_threads(team) if (team > 1)
-    for (int64_t row = 0; row < rows; row++)
-        totals[row] = log_total(logits + row * columns, columns);
 }

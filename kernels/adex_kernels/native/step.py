@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adex_kernels.batch import AttentionBatch, LoraBatch
@@ -31,6 +32,9 @@ _STAGE_BYTES = 64
 _STAGES_PER_LAYER = 14
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 _ALIGN = 64
+
+IntArray = NDArray[np.int64]
+_NO_SEGMENTS: IntArray = np.zeros((0, 4), np.int64)
 
 # The parts of a step whose times can be asked for, in step.c's order.
 PARTS = (
@@ -136,9 +140,33 @@ class _Step(ctypes.Structure):
         *_fields("cos:p", "sin:p", "turned_cos:p", "turned_sin:p"),
         *_fields("write_pages:p", "write_offsets:p"),
         ("attention", _Attention),
-        *_fields("segments:p", "segment_count", "shrunk:p", "logit_rows:p", "chosen:p"),
+        *_fields("segments:p", "segment_count", "shrunk:p", "kept_rows:p", "kept"),
+        *_fields("kept_segments:p", "kept_segment_count", "logit_rows:p", "chosen:p"),
         *_fields("logits:p", "stages:p", "threads", "spent:p", "cores:p"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The rows of a step that have logits, `rows` [kept] ascending; `places` [wanted] are the
+    wanted ones' numbers among them, `segments` [segments, 4] their adapters', by these numbers."""
+
+    rows: IntArray
+    places: IntArray
+    segments: IntArray
+
+
+def _kept(rows: int, wanted: Tensor | None, segments: IntArray) -> _Kept:
+    """`segments` are words as in `ThinSegments`, of all rows."""
+    every = np.arange(rows)
+    if wanted is None or (len(wanted) == rows and (wanted.numpy() == every).all()):
+        return _Kept(every, every, segments)
+    kept, places = np.unique(wanted.numpy(), return_inverse=True)
+    starts = np.searchsorted(kept, segments[:, 0])
+    counts = np.searchsorted(kept, segments[:, 0] + segments[:, 1]) - starts
+    fewer = segments.copy()
+    fewer[:, 0], fewer[:, 1] = starts, counts
+    return _Kept(kept, places, fewer[counts > 0])
 
 
 class NativeModel:
@@ -219,9 +247,9 @@ class NativeModel:
         rows, threads = token_ids.shape[0], torch.get_num_threads()
         wanted = rows if logit_rows is None else len(logit_rows)
         assert self.cores is None or len(self.cores) == threads, "a core for each thread"
-        if logit_rows is None:
-            logit_rows = torch.arange(rows)
-        described, kept = self._attention(kv, attention)
+        words = _NO_SEGMENTS if segments is None else segments.words.numpy().reshape(-1, 4)
+        kept = _kept(rows, logit_rows, words)
+        described, told = self._attention(kv, attention)
         cos, sin = (each.contiguous() for each in rotation)
         # numpy's: between two steps, torch would hand Python's lock to whoever wants it.
         stages = np.zeros((len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, np.uint8)
@@ -242,10 +270,14 @@ class NativeModel:
             write_pages=attention.write_pages.data_ptr(),
             write_offsets=attention.write_offsets.data_ptr(),
             attention=described,
-            segments=segments.words.data_ptr() if segments else 0,
-            segment_count=len(segments.records) if segments else 0,
+            segments=address(words),
+            segment_count=len(words),
             shrunk=segments.shrunk.data_ptr() if segments else 0,
-            logit_rows=logit_rows.data_ptr(),
+            kept_rows=address(kept.rows),
+            kept=len(kept.rows),
+            kept_segments=address(kept.segments),
+            kept_segment_count=len(kept.segments),
+            logit_rows=address(kept.places),
             logits=address(logits),
             stages=address(stages),
             threads=threads,
@@ -257,7 +289,7 @@ class NativeModel:
             raise ValueError("an adapter's matrices or rows do not fit the model")
         if failed:
             raise IndexError("a token is outside the vocabulary")
-        del kept
+        del told
         return torch.from_numpy(logits) if normed is None else normed
 
     def _attention(self, kv: Tensor, attention: AttentionBatch) -> tuple[_Attention, object]:

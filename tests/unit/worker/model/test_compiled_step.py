@@ -72,6 +72,12 @@ class Sequences:
 
     def step(self, parts: Sequence[tuple[int, int, int, int]], kv: Tensor) -> list[Tensor]:
         """Logits of the rows of each (sequence, start, count, slot)."""
+        counts = [count for _, _, count, _ in parts]
+        return list(self.logits(parts, kv, None).split(counts))
+
+    def logits(
+        self, parts: Sequence[tuple[int, int, int, int]], kv: Tensor, wanted: Tensor | None
+    ) -> Tensor:
         starts, lens, segments, ids, positions = [0], [], [], [], []
         for number, start, count, slot in parts:
             ids.append(self.texts[number][start : start + count])
@@ -83,8 +89,7 @@ class Sequences:
         tables = self.tables[[number for number, *_ in parts]]
         batch = AttentionBatch.build(starts, lens, tables, BLOCK_TOKENS)
         lora = LoraBatch(segments, self.slots)
-        logits = self.decoder.forward(torch.cat(ids), torch.cat(positions), kv, batch, lora)
-        return [logits[a:b] for a, b in pairwise(starts)]
+        return self.decoder.forward(torch.cat(ids), torch.cat(positions), kv, batch, lora, wanted)
 
     def parts(self) -> list[tuple[int, int, int, int]]:
         return [(number, *span) for number, span in enumerate(self.spans)]
@@ -126,6 +131,32 @@ def test_a_prompt_has_the_same_bits_whole_and_cut_into_chunks(
     cuts, kv = (0, 1, 14, 16, 17, 40, 61), world.kv.clone()
     pieces = [world.step([(0, a, b - a, 3)], kv)[0] for a, b in pairwise(cuts)]
     assert torch.equal(whole, torch.cat(pieces))
+
+
+@each_dtype
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_has_the_same_logits_whichever_others_are_wanted_in_whatever_order(
+    tmp_path: Path, dtype: torch.dtype, threads: int
+) -> None:
+    torch.manual_seed(10)
+    decoder = model(tmp_path, dtype)
+    world = Sequences(decoder, adapters(decoder), SPANS)
+    torch.set_num_threads(threads)
+    kv = world.kv.clone()
+    every = world.logits(world.parts(), kv, None)
+    rows = len(every)
+    for wanted in (
+        torch.arange(rows),
+        torch.randperm(rows),
+        torch.tensor([rows - 1]),
+        torch.tensor([60, 3, 3, 0, 90, 60]),
+        torch.randperm(rows)[:40],
+        torch.zeros(0, dtype=torch.int64),
+    ):
+        own = world.kv.clone()
+        found = world.logits(world.parts(), own, wanted)
+        assert torch.equal(found, every[wanted])
+        assert torch.equal(own, kv)
 
 
 def rounded_weight(weight: PackedWeight) -> Tensor:
