@@ -11,7 +11,7 @@ TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "f
 
 
 class Functions:
-    """What lora.c and step.c export for one element type; arguments are structs by address."""
+    """What the C files export for one element type; arguments are structs by address."""
 
     __slots__ = ("greedy", "linear", "log_totals", "lora_add", "step")
 

@@ -155,6 +155,16 @@ class _Kept:
     places: IntArray
     segments: IntArray
 
+    def described(self) -> dict[str, int]:
+        """As step.c's `Step` has them, for as long as this object lives."""
+        return {
+            "kept_rows": address(self.rows),
+            "kept": len(self.rows),
+            "kept_segments": address(self.segments),
+            "kept_segment_count": len(self.segments),
+            "logit_rows": address(self.places),
+        }
+
 
 def _kept(rows: int, wanted: Tensor | None, segments: IntArray) -> _Kept:
     """`segments` are words as in `ThinSegments`, of all rows."""
@@ -273,11 +283,7 @@ class NativeModel:
             segments=address(words),
             segment_count=len(words),
             shrunk=segments.shrunk.data_ptr() if segments else 0,
-            kept_rows=address(kept.rows),
-            kept=len(kept.rows),
-            kept_segments=address(kept.segments),
-            kept_segment_count=len(kept.segments),
-            logit_rows=address(kept.places),
+            **kept.described(),
             logits=address(logits),
             stages=address(stages),
             threads=threads,
