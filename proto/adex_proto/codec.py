@@ -6,6 +6,7 @@ unknown enum value or with values its dataclass refuses raises ProtocolViolation
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdexError, ProtocolViolation, error_of
+from adex_proto.info_codec import ONE_RELEASE, decode_info, encode_info
 from adex_proto.outcome import (
     AdapterEvent,
     Evicted,
@@ -21,7 +22,6 @@ from adex_proto.outcome import (
     SequenceFailure,
     StepOutcome,
     TokenScore,
-    WorkerInfo,
 )
 from adex_proto.plan import (
     AdapterCommand,
@@ -209,50 +209,6 @@ def decode_from_worker(message: pb.FromWorker) -> Up:
             raise _unknown_kind("FromWorker")
 
 
-def encode_info(info: WorkerInfo) -> pb.WorkerInfo:
-    return pb.WorkerInfo(
-        model_id=info.model_id,
-        architecture=info.architecture,
-        dtype=info.dtype,
-        device=info.device,
-        layers=info.layers,
-        vocabulary=info.vocabulary,
-        positions_max=info.positions_max,
-        block_tokens=info.block_tokens,
-        page_bytes=info.page_bytes,
-        pages=info.pages,
-        slots_max=info.slots_max,
-        host_bytes=info.host_bytes,
-        disk_bytes=info.disk_bytes,
-        rank_max=info.rank_max,
-        step_tokens_max=info.step_tokens_max,
-        step_sequences_max=info.step_sequences_max,
-        eos_token_ids=info.eos_token_ids,
-    )
-
-
-def decode_info(info: pb.WorkerInfo) -> WorkerInfo:
-    return WorkerInfo(
-        model_id=info.model_id,
-        architecture=info.architecture,
-        dtype=info.dtype,
-        device=info.device,
-        layers=info.layers,
-        vocabulary=info.vocabulary,
-        positions_max=info.positions_max,
-        block_tokens=info.block_tokens,
-        page_bytes=info.page_bytes,
-        pages=info.pages,
-        slots_max=info.slots_max,
-        host_bytes=info.host_bytes,
-        disk_bytes=info.disk_bytes,
-        rank_max=info.rank_max,
-        step_tokens_max=info.step_tokens_max,
-        step_sequences_max=info.step_sequences_max,
-        eos_token_ids=tuple(info.eos_token_ids),
-    )
-
-
 def encode_grammar_reply(error: AdexError | None) -> pb.PrepareGrammarReply:
     return pb.PrepareGrammarReply(error=None if error is None else _error_to_wire(error))
 
@@ -388,6 +344,5 @@ def _error_from_wire(error: pb.Error) -> AdexError:
 
 def _unknown_kind(message: str) -> ProtocolViolation:
     return ProtocolViolation(
-        f"a {message} message carries no kind this side knows",
-        remedy="Run the scheduler and the worker from one release",
+        f"a {message} message carries no kind this side knows", remedy=ONE_RELEASE
     )

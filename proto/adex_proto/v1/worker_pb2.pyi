@@ -35,7 +35,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("model_id", "architecture", "dtype", "device", "layers", "vocabulary", "positions_max", "block_tokens", "page_bytes", "pages", "slots_max", "host_bytes", "disk_bytes", "rank_max", "step_tokens_max", "step_sequences_max", "eos_token_ids")
+    __slots__ = ("model_id", "architecture", "dtype", "device", "layers", "vocabulary", "positions_max", "block_tokens", "page_bytes", "pages", "slots_max", "host_bytes", "disk_bytes", "rank_max", "step_tokens_max", "step_sequences_max", "eos_token_ids", "protocol")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class WorkerInfo(_message.Message):
     STEP_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
     STEP_SEQUENCES_MAX_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     architecture: str
     dtype: str
@@ -70,7 +71,8 @@ class WorkerInfo(_message.Message):
     step_tokens_max: int
     step_sequences_max: int
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model_id: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., layers: _Optional[int] = ..., vocabulary: _Optional[int] = ..., positions_max: _Optional[int] = ..., block_tokens: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., slots_max: _Optional[int] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., rank_max: _Optional[int] = ..., step_tokens_max: _Optional[int] = ..., step_sequences_max: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    protocol: int
+    def __init__(self, model_id: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., layers: _Optional[int] = ..., vocabulary: _Optional[int] = ..., positions_max: _Optional[int] = ..., block_tokens: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., slots_max: _Optional[int] = ..., host_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., rank_max: _Optional[int] = ..., step_tokens_max: _Optional[int] = ..., step_sequences_max: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class ToWorker(_message.Message):
     __slots__ = ("plan", "fetch", "stage", "page_in", "evict")

@@ -22,9 +22,9 @@ from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.codec import (
     WORKER_SERVICE_NAME,
     GetInfoRequestMessage,
-    decode_info,
 )
 from adex_proto.errors import AdapterNotFound, ProtocolViolation, WorkerLost
+from adex_proto.info_codec import decode_info
 from adex_proto.outcome import Hello, StepOutcome
 from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
 from adex_proto.sampling import SamplingParams

@@ -27,9 +27,9 @@ from adex_proto.codec import (
     ToWorkerMessage,
     WorkerInfoMessage,
     encode_grammar_reply,
-    encode_info,
 )
 from adex_proto.errors import AdexError, ProtocolViolation, ValidationError
+from adex_proto.info_codec import encode_info
 from adex_proto.outcome import WorkerInfo
 from adex_proto.sampling_codec import GrammarMessage, grammar_from_wire
 from adex_proto.transport import SERVER_OPTIONS

@@ -112,6 +112,22 @@ async def test_events_come_in_the_order_the_worker_sent_them() -> None:
         assert connected.link.statistics().connected
 
 
+async def test_a_worker_of_another_release_is_told_from_a_broken_one() -> None:
+    async def greet_as_an_older_one(requests: Any, context: Any) -> None:
+        greeting = encode_from_worker(HELLO)
+        greeting.hello.info.ClearField("protocol")
+        await context.write(greeting)
+        await stay_silent(requests, context)
+
+    async with linked(greet_as_an_older_one, say(HELLO, then=echo_plans)) as (connected, _):
+        # Nothing of the first is taken for a worker; once it is replaced all goes on.
+        assert await connected.next() == HELLO
+        statistics = connected.link.statistics()
+        assert (statistics.attempts, statistics.connections) == (2, 1)
+        assert "speaks protocol 0 and the scheduler" in statistics.last_failure
+        assert "from one release" in statistics.last_failure
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [

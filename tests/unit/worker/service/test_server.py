@@ -22,11 +22,11 @@ from adex_proto.codec import (
     Up,
     decode_from_worker,
     decode_grammar_reply,
-    decode_info,
     encode_to_worker,
 )
 from adex_proto.errors import AdexError, ValidationError
 from adex_proto.grammar import Grammar, GrammarKind
+from adex_proto.info_codec import decode_info
 from adex_proto.outcome import Heartbeat, Held, Hello, StepOutcome, WorkerInfo
 from adex_proto.plan import StepPlan
 from adex_proto.sampling_codec import grammar_to_wire
