@@ -18,7 +18,7 @@ from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Node, Sequence, Stage
-from adex_scheduler.core.step_time import StepTime, prompt_tokens_min
+from adex_scheduler.core.step_time import STEPS_BESIDE_MAX, StepTime, prompt_tokens_min
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
 
@@ -104,6 +104,8 @@ class Batch:
         self.promised = 0
         self.preemptions = 0
         self._short = 0
+        # Steps planned in a row that had prompts beside decodes.
+        self._steps_beside = 0
         # The sequence that waits for pages at the head of the queue, the pages it wants, how many
         # of them are kept for it, and how often it was looked at.
         self._head = -1
@@ -145,9 +147,7 @@ class Batch:
         draft = Draft(Flight(self.next_step))
         self._decode(draft)
         decodes = draft.decodes
-        prompts = self.prompts
-        room = self.prompt_room(len(decodes.sequences), prompts) if prompts else 0
-        draft.tokens_left = room
+        room = draft.tokens_left = self._room(len(decodes.sequences))
         if self.prefilling:
             self._prefill(draft)
         if draft.pages_short:
@@ -162,6 +162,8 @@ class Batch:
         for sequence in flight.finished:
             sequence.on_worker = False
         flight.decodes, flight.prompt_tokens = len(decodes.sequences), room - draft.tokens_left
+        if flight.decodes:
+            self._steps_beside = self._steps_beside + 1 if flight.prompt_tokens else 0
         sampled = [span.sequence for span in draft.spans if span.samples]
         flight.owed = (*decodes.sequences, *sampled)
         self.next_step += 1
@@ -192,6 +194,15 @@ class Batch:
                 del self.ends[token_id]
 
     # Parts of a plan.
+
+    def _room(self, decodes: int) -> int:
+        """Prompt tokens the step may have: none now and then, to see what decodes take alone."""
+        prompts = self.prompts
+        if not prompts:
+            return 0
+        if decodes and self._steps_beside >= STEPS_BESIDE_MAX and self._limits.pacing is not None:
+            return 0
+        return self.prompt_room(decodes, prompts)
 
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""

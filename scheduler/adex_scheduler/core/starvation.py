@@ -16,8 +16,9 @@ within `first_wait_s`, for nothing can keep it longer than this, one after the o
 
 The remainder is the steps in which all that run end though nobody new begins. As long as a prompt
 is not computed each step computes at least what the decodes leave of it, or where steps are paced
-the least that prompts get then; when all are, the longest output remains; each preemption, of which
-there is at most one for each that runs, costs the steps in flight and one.
+the least that prompts get then, but for one in so many that has none; when all are, the longest
+output remains; each preemption, of which there is at most one for each that runs, costs the steps
+in flight and one.
 
 This holds while a worker is there, and while the disk has room for what is in use: over its budget
 it takes no more until something there falls idle. What operators ask for stands in the same lines,
@@ -33,7 +34,7 @@ from math import ceil
 
 from adex_proto.outcome import WorkerInfo
 from adex_scheduler.core.limits import Limits
-from adex_scheduler.core.step_time import prompt_tokens_min
+from adex_scheduler.core.step_time import STEPS_BESIDE_MAX, prompt_tokens_min
 from adex_scheduler.core.turns import HOLD_TURNS
 
 
@@ -65,6 +66,8 @@ def remainder_s(
     if limits.pacing is not None:
         chunk = min(chunk, prompt_tokens_min(step_tokens))
     prefill = ceil(running * length_max / chunk)
+    if limits.pacing is not None:
+        prefill += prefill // STEPS_BESIDE_MAX + 1
     flights = limits.plans_in_flight_max
     return (prefill + new_tokens_max + running * (flights + 1) + flights) * step_s
 

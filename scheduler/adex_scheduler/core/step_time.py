@@ -17,14 +17,16 @@ from adex_scheduler.core.limits import Pacing
 
 # This part of the tokens a step may have is for prompts in any case: they go on, however slowly.
 _PROMPT_SHARE = 32
+# After so many steps with prompts beside decodes one goes without, or what decodes take alone would
+# not be known any more: it would pass for what prompts take, these would get ever less, and so
+# there would be prompts in every step, for ever.
+STEPS_BESIDE_MAX = 64
 # Prompts that wait for each sequence that decodes, from which on they count for more.
 _WAITING_SHARE = 0.25
 # What is learned holds for steps like those it was learned from. Beyond, one goes in such strides;
 # of small ones it is believed up to so many tokens, or a long prompt after short ones would crawl.
 _STRIDE = 2.0
 _REACH_MIN = 64.0
-# What knowing that no prompt tokens take nothing counts, beside a step that was seen.
-_NOTHING_WEIGHT = 0.2
 
 
 def prompt_tokens_min(step_tokens_max: int) -> int:
@@ -72,9 +74,9 @@ class StepTime:
         n, x, y = DECAY * n + 1.0, DECAY * x + prompt_tokens, DECAY * y + beyond
         xx, xy = DECAY * xx + prompt_tokens * prompt_tokens, DECAY * xy + prompt_tokens * beyond
         self._sums = n, x, xx, y, xy
-        # Least squares, with part of a step in which no prompt tokens took nothing: steps of one
-        # size then tell what a token takes, and steps of several whether there is a fixed part.
-        n += _NOTHING_WEIGHT
+        # Least squares, with a step in which no prompt tokens took nothing: steps of one size then
+        # tell what a token takes, and steps of several whether there is a fixed part.
+        n += 1.0
         slope = (n * xy - x * y) / (n * xx - x * x)
         fixed = (y - slope * x) / n
         if slope < 0.0 or fixed < 0.0:
@@ -84,18 +86,19 @@ class StepTime:
     def prompt_room(self, decodes: int, prompts: int, pacing: Pacing) -> int:
         """Prompt tokens for which a step of so many decodes has time.
 
-        It is stretched beside one with next to no prompt tokens: where having any costs, cutting
-        them further saves nothing.
         `prompts` are those under way and those that could begin. Where they are many beside the
         decodes, stretched steps are stretched further in proportion: if few decode because most
         have yet to come so far, short steps help nobody. A target in seconds is kept to.
         """
-        least_s = self.alone.seconds(decodes) + self.prompt_fixed_s
+        alone_s = self.alone.seconds(decodes)
+        least_s = alone_s + self.prompt_fixed_s
         if pacing.target_s is not None:
             spare_s = pacing.target_s - least_s
         else:
+            # Where having any prompt tokens at all costs much, cutting them further saves little:
+            # they have at least half of the step.
             crowding = (prompts - 1) / (_WAITING_SHARE * decodes)
-            spare_s = (pacing.stretch_max - 1.0) * least_s * max(crowding, 1.0)
+            spare_s = max(pacing.stretch_max * alone_s - least_s, least_s) * max(crowding, 1.0)
         room = _STRIDE * self._reach
         if spare_s < room * self.s_per_prompt_token:
             room = spare_s / self.s_per_prompt_token
