@@ -197,12 +197,9 @@ class Batch:
 
     def _room(self, decodes: int) -> int:
         """Prompt tokens the step may have: none now and then, to see what decodes take alone."""
-        prompts = self.prompts
-        if not prompts:
-            return 0
-        if decodes and self._steps_beside >= STEPS_BESIDE_MAX and self._limits.pacing is not None:
-            return 0
-        return self.prompt_room(decodes, prompts)
+        prompts, is_due = self.prompts, self._steps_beside >= STEPS_BESIDE_MAX
+        goes_alone = is_due and decodes and self._limits.pacing is not None
+        return self.prompt_room(decodes, prompts) if prompts and not goes_alone else 0
 
     def _decode(self, draft: Draft) -> None:
         """One token for every sequence whose known tokens are all planned."""
