@@ -98,7 +98,7 @@ class _World:
             host_bytes=1,
             disk_bytes=1,
             rank_max=max(RANKS),
-            step_tokens_max=4096,
+            step_tokens_max=8192,
             step_sequences_max=64,
             eos_token_ids=(1,),
         )

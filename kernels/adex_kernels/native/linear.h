@@ -37,8 +37,9 @@ INLINE f32 splat_element(const char *x) {
     return from_half(bits - (u16){0});
 }
 
-/* Where a panel's weights come from: memory, this once; the cache; or bytes, to be unpacked. */
-enum { STREAMED, CACHED, BYTES };
+/* Where a panel's weights come from: memory, this once; the cache; bytes, to be unpacked; or the
+ * cache for so few blocks of rows that each has to fetch more of the next panel. */
+enum { STREAMED, CACHED, BYTES, SHORTLY, FEW_BLOCKS = 3 };
 
 /* Sixteen weights from bytes; eight bits are exact in every type. */
 INLINE f32 widened(const int8_t *from) {
@@ -146,14 +147,18 @@ static __attribute__((noinline)) void store_rows(const Product *p, int64_t row, 
     }
 }
 
+/* Of the next panel, for each step. */
+INLINE int lines_ahead(int from) { return from == SHORTLY ? 2 : 1; }
+
 INLINE void multiply_rows(const Product *p, int64_t row, int rows, const char *panel, int from,
                           int64_t column, const char *ahead) {
     enum { STEP_BYTES = PANEL * (TYPE == BFLOAT16 ? 4 : ELEMENT) };
     const Linear *linear = p->linear;
     f32 sums[ROWS][VECTORS] = {{{0}}};
-    int lines = from == CACHED ? 1 : STEP_BYTES / 64 / (from == BYTES ? ELEMENT : 1);
+    int cached = from == CACHED || from == SHORTLY;
+    int lines = cached ? lines_ahead(from) : STEP_BYTES / 64 / (from == BYTES ? ELEMENT : 1);
     multiply(sums, rows, at(p->x, row * linear->in), linear->in, panel, linear->in, from,
-             from == CACHED ? ahead : panel + STREAM_AHEAD, lines);
+             cached ? ahead : panel + STREAM_AHEAD, lines);
     f32 results[ROWS][VECTORS];
     memcpy(results, sums, sizeof results);
     store_rows(p, row, rows, column, results);
@@ -166,15 +171,18 @@ static void multiply_panel(const Product *p, int64_t index) {
     int64_t elements = linear->in * PANEL, blocks = (p->rows + ROWS - 1) / ROWS;
     int64_t bytes = linear->scales ? elements : elements * ELEMENT;
     const char *panel = (const char *)linear->panels + index * bytes;
-    const char *ahead = panel + p->threads * bytes;
+    const char *ahead = panel + p->threads * bytes, *fetched = ahead + bytes;
     int64_t steps = TYPE == BFLOAT16 ? linear->in / 2 : linear->in;
     if (linear->scales && blocks > 1) {
         unpack(p->scratch, panel, linear->in);
         panel = p->scratch;
     }
-    int from = blocks > 1 ? CACHED : linear->scales ? BYTES : STREAMED;
-    for (int64_t row = 0, left = blocks, rows; left; left--, row += rows, ahead += steps * 64) {
+    int from = blocks > FEW_BLOCKS ? CACHED : blocks > 1 ? SHORTLY : linear->scales ? BYTES : STREAMED;
+    int64_t stride = steps * 64 * lines_ahead(from);
+    for (int64_t row = 0, left = blocks, rows; left; left--, row += rows, ahead += stride) {
         rows = (p->rows - row + left - 1) / left;
+        if (ahead >= fetched)
+            ahead = fetched = panel; /* it is here */
         switch (from * (ROWS + 1) + rows) {
 #define CASE(source, n)                                                         \
     case source * (ROWS + 1) + n:                                               \
@@ -183,7 +191,7 @@ static void multiply_panel(const Product *p, int64_t index) {
 #define CASES(source)                                                           \
     CASE(source, 1) CASE(source, 2) CASE(source, 3)                             \
     CASE(source, 4) CASE(source, 5) CASE(source, 6)
-            CASES(STREAMED) CASES(CACHED) CASES(BYTES)
+            CASES(STREAMED) CASES(CACHED) CASES(BYTES) CASES(SHORTLY)
 #undef CASES
 #undef CASE
         }
