@@ -134,12 +134,12 @@ class Batch:
         """Sequences that have yet to come to their next token, or could begin."""
         return len(self.prefilling) + min(len(self._tiers.ready), self.running_max - self.running)
 
-    def prompt_room(self, decodes: int, prompts: int) -> int:
+    def prompt_room(self, decodes: int, prompts: int, *, in_strides: bool = True) -> int:
         """Prompt tokens that a step may have beside so many decodes, where so many have some."""
         room, pacing = self.step_tokens_max - decodes, self._limits.pacing
         if pacing is None or not decodes:
             return room
-        in_time = self._step_time.prompt_room(decodes, prompts, pacing)
+        in_time = self._step_time.prompt_room(decodes, prompts, pacing, in_strides=in_strides)
         return min(room, max(in_time, self._prompt_tokens_min))
 
     def form(self, now: float) -> StepPlan | None:

@@ -13,7 +13,7 @@ from adex_scheduler.core.batch import Batch
 from adex_scheduler.core.links import Links
 from adex_scheduler.core.residency import Residency
 from adex_scheduler.core.sequence import Tenant
-from adex_scheduler.core.step_time import StepTime
+from adex_scheduler.core.step_time import STRIDE, StepTime
 from adex_scheduler.core.tiers import Tiers
 
 
@@ -45,9 +45,16 @@ class Forecast:
         return max(queue, load) + steps_ahead + self.prompt_s(batch.prompt_tokens + tokens, batch)
 
     def prompt_s(self, tokens: int, batch: Batch) -> float:
-        """The steps that compute so many prompt tokens, with those who run beside them."""
+        """The steps that compute so many prompt tokens, with those who run beside them.
+
+        Each is taken to show that the next may have a stride more, up to what there is time for.
+        """
         beside = min(batch.running, batch.step_tokens_max - 1)
-        steps = -(-tokens // batch.prompt_room(beside, batch.prompts + 1))
+        room, steps, left = batch.prompt_room(beside, batch.prompts + 1), 0, tokens
+        most = batch.prompt_room(beside, batch.prompts + 1, in_strides=False)
+        while left > room and room < most:
+            left, steps, room = left - room, steps + 1, min(STRIDE * room, most)
+        steps += -(-left // room)
         fixed_s = self.step.alone.seconds(beside) + self.step.prompt_fixed_s
         return steps * fixed_s + tokens * self.step.s_per_prompt_token
 

@@ -278,7 +278,8 @@ class SchedulerCore:
             return
         flight = flights.popleft()
         self.counters.steps += 1
-        if flight.decodes or flight.prompt_tokens:
+        # A step that failed took less than what it was to compute, or hung.
+        if not outcome.failures and (flight.decodes or flight.prompt_tokens):
             self.step_time.observe(flight.decodes, flight.prompt_tokens, outcome.seconds)
         result = apply_outcome(
             flight,

@@ -25,8 +25,11 @@ STEPS_BESIDE_MAX = 64
 _WAITING_SHARE = 0.25
 # What is learned holds for steps like those it was learned from. Beyond, one goes in such strides;
 # of small ones it is believed up to so many tokens, or a long prompt after short ones would crawl.
-_STRIDE = 2.0
+STRIDE = 2
 _REACH_MIN = 64.0
+# More prompt tokens than any step has, and less time than any of them takes.
+_TOKENS_MAX = 2.0**31
+_S_PER_TOKEN_MIN = 1e-9
 
 
 def prompt_tokens_min(step_tokens_max: int) -> int:
@@ -81,14 +84,17 @@ class StepTime:
         fixed = (y - slope * x) / n
         if slope < 0.0 or fixed < 0.0:
             fixed, slope = 0.0, xy / xx
-        self.prompt_fixed_s, self.s_per_prompt_token = fixed, slope
+        self.prompt_fixed_s, self.s_per_prompt_token = fixed, max(slope, _S_PER_TOKEN_MIN)
 
-    def prompt_room(self, decodes: int, prompts: int, pacing: Pacing) -> int:
+    def prompt_room(
+        self, decodes: int, prompts: int, pacing: Pacing, *, in_strides: bool = True
+    ) -> int:
         """Prompt tokens for which a step of so many decodes has time.
 
         `prompts` are those under way and those that could begin. Where they are many beside the
         decodes, stretched steps are stretched further in proportion: if few decode because most
         have yet to come so far, short steps help nobody. A target in seconds is kept to.
+        `in_strides`: no more than the next stride beyond what there has been of late.
         """
         alone_s = self.alone.seconds(decodes)
         least_s = alone_s + self.prompt_fixed_s
@@ -99,7 +105,7 @@ class StepTime:
             # they have at least half of the step.
             crowding = (prompts - 1) / (_WAITING_SHARE * decodes)
             spare_s = max(pacing.stretch_max * alone_s - least_s, least_s) * max(crowding, 1.0)
-        room = _STRIDE * self._reach
+        room = STRIDE * self._reach if in_strides else _TOKENS_MAX
         if spare_s < room * self.s_per_prompt_token:
             room = spare_s / self.s_per_prompt_token
         return max(int(room), 0)

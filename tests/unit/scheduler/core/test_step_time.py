@@ -58,6 +58,28 @@ def test_prompts_that_were_free_are_not_taken_for_free_in_any_number() -> None:
     assert learned.prompt_room(8, 1, Pacing(0.005)) == 200
 
 
+def test_where_prompts_have_long_been_free_steps_are_paced_all_the_same() -> None:
+    learned = StepTime()
+    for _ in range(30_000):
+        learned.observe(8, 100, 0.0)
+    assert learned.prompt_room(8, 1, Pacing(stretch_max=2.0)) == 200
+    assert learned.prompt_room(8, 1, Pacing(target_s=1e-9)) == 0
+
+
+def test_a_step_that_failed_tells_nothing_of_what_steps_take() -> None:
+    desk = Desk(Limits(plans_in_flight_max=1))
+    desk.arrive(new=4)
+    desk.settle()
+    before = desk.core.step_time.alone.seconds(1)
+    for _ in range(10):
+        broken = desk.arrive(new=5)
+        desk.step()
+        desk.step(fail=(broken,))
+        assert broken in desk.errors
+        desk.settle()
+    assert desk.core.step_time.alone.seconds(1) == before
+
+
 def test_where_having_prompts_at_all_costs_they_are_not_cut_to_nothing() -> None:
     def dear(prompt_tokens: int) -> float:
         return 0.005 + (0.02 + 0.00002 * prompt_tokens if prompt_tokens else 0.0)
@@ -143,6 +165,21 @@ def test_a_deadline_is_measured_by_the_chunks_there_will_be(paced: bool) -> None
         desk.step()
     late = desk.arrive(prompt=128, new=1, deadline_s=0.03)
     assert (late in desk.errors) is paced
+
+
+def test_a_long_prompt_after_short_ones_is_not_refused_for_chunks_as_short() -> None:
+    limits = Limits(plans_in_flight_max=1)
+    desk = Desk(limits, step_tokens_max=4096, pages=2000, positions_max=4096)
+    desk.arrive(new=250)
+    for _ in range(60):
+        desk.arrive(new=1)
+        desk.step()
+        desk.step()
+    long = desk.arrive(prompt=2000, new=1, deadline_s=0.015)
+    assert long not in desk.errors
+    while not desk.tokens[long]:
+        desk.step()
+    assert [count for count in prompts_of(desk) if count > 3] == [128, 256, 512, 1024, 80]
 
 
 @pytest.mark.parametrize("wrong", [{"target_s": 0.0}, {"target_s": -1.0}, {"stretch_max": 1.0}])
