@@ -283,8 +283,9 @@ class Batch:
 
     def _admit(self, draft: Draft, now: float) -> None:
         """Let ready sequences begin, in fair order, until the step or the device is full."""
-        self._awaited = 0
         ready = self._tiers.ready
+        # In a step that has no room for anybody, what is kept for the head stays kept.
+        self._awaited = self._awaited if ready and not draft.tokens_left else 0
         while draft.tokens_left and self.running < self.running_max and ready:
             held_for = self._turns.held_for
             sequence = ready.first() if held_for is None else held_for

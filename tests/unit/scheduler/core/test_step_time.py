@@ -157,6 +157,22 @@ def test_now_and_then_a_step_goes_without_prompts_to_see_what_decodes_take() -> 
     assert beside == [*[1] * STEPS_BESIDE_MAX, 0] * 2 + [1] * STEPS_BESIDE_MAX
 
 
+def test_what_is_kept_for_the_head_of_the_queue_stays_kept_where_a_step_goes_alone() -> None:
+    limits = Limits(pacing=NEVER.pacing, plans_in_flight_max=1, prefix_cache=False)
+    desk = Desk(limits, step_tokens_max=64, pages=60, positions_max=4096)
+    desk.arrive(new=200)
+    desk.step()
+    # Its last chunk leaves room in the last step before one goes alone.
+    desk.arrive(prompt=2 * STEPS_BESIDE_MAX - 1, new=1)
+    desk.arrive(prompt=58 * desk.worker.info.block_tokens, new=1)
+    for _ in range(STEPS_BESIDE_MAX):
+        desk.step()
+    assert desk.core.batch.keep_pages >= 58
+    desk.step()
+    assert list(prompts_of(desk))[-2:] == [1, 0]
+    assert desk.core.batch.keep_pages >= 58
+
+
 @pytest.mark.parametrize("paced", [True, False])
 def test_a_deadline_is_measured_by_the_chunks_there_will_be(paced: bool) -> None:
     desk = Desk(NEVER if paced else Limits(pacing=None), step_tokens_max=64)
