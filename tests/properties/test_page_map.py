@@ -16,8 +16,9 @@ def pools(draw: st.DrawFn) -> tuple[PagePool, Runs, list[int]]:
     runs: Runs = []
     for _ in range(draw(st.integers(0, 12))):
         count = draw(st.integers(1, 1 + pool.pages // 8))
-        start = pool.take_run(count)
+        start = pool.find_free(count)
         if start is not None:
+            pool.take_exact(start, start + count)
             runs.append((start, start + count))
     blocks = pool.take_pages(draw(st.integers(0, pool.pages_free))) or []
     given_back = draw(st.lists(st.sampled_from(blocks), unique=True)) if blocks else []

@@ -48,10 +48,11 @@ class PoolAgainstSet(RuleBasedStateMachine):
 
     @rule(target=owned, count=st.integers(1, 12))
     def take_run(self, count: int) -> object:
-        start = self.pool.take_run(count)
+        start = self.pool.find_free(count)
         assert start == lowest_run(self.free, count)
         if start is None:
             return multiple()
+        self.pool.take_exact(start, start + count)
         run = frozenset(range(start, start + count))
         self.free -= run
         return run

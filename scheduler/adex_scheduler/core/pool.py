@@ -100,13 +100,6 @@ class PagePool:
         self.pages_free -= count
         return taken
 
-    def take_run(self, count: int) -> int | None:
-        """Take `count` pages in a row, the lowest there are; the first of them, or None."""
-        start = self.find_free(count)
-        if start is not None:
-            self.take_exact(start, start + count)
-        return start
-
     def take_exact(self, start: int, stop: int) -> None:
         """Take the pages [start, stop), all of which are free."""
         assert self._free.find(_NO, start, stop) < 0, f"[{start}, {stop}) is not free"
