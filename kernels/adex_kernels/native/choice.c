@@ -33,7 +33,7 @@ static void choose_greatest(const float *numbers, int64_t size, int64_t *place, 
         }
         *finite &= numbers[k] - numbers[k] == 0;
     }
-    *place = found < size ? found : 0;
+    *place = found;
 }
 
 /* log of the sum of exp of `size` numbers. */

@@ -36,7 +36,8 @@ typedef struct {
     int64_t vocabulary;
     const char *embedding; /* [vocabulary, hidden] */
     const float *norm;
-    Linear head; /* without panels: the caller's */
+    Linear head; /* without panels: the embedding, where it is tied, or the caller's */
+    int64_t tied;
 } Model;
 
 typedef struct { int64_t next; Gate done; int64_t unused[5]; } Stage;
@@ -61,7 +62,7 @@ typedef struct {
     int64_t kept_segment_count;
     const int64_t *logit_rows;                         /* [wanted], numbers of kept rows */
     char *chosen;                                      /* [wanted, hidden], normed */
-    float *logits;                                     /* [wanted, head.out] */
+    float *logits;                                     /* [wanted, head.out, or the vocabulary] */
     Stage *stages;                                     /* zeroed; for each layer, and one layer more */
     int64_t threads;
     int64_t *spent;                                    /* [threads, PARTS] ns, added to; or none */
@@ -165,7 +166,7 @@ static void embed(const Team *team, int64_t row) {
     norm(at(team->step->normed, row * m->hidden), hidden, m->layers->attention_norm, m->hidden, m->eps);
 }
 
-/* y = x through the linear, and its low-rank terms. Two or three stages. */
+/* y = x through the linear, and its low-rank terms. One stage or two. */
 static void linear_stages(Team *team, const Linear *linear, const char *x, char *y, int64_t index) {
     const Step *s = team->step;
     Call lora = {y, linear->out, linear->out, x, linear->in, linear->in, s->rows,
@@ -373,6 +374,28 @@ static void layer_stages(Team *team, int64_t index, const float *norm_after, Ste
     next_stage(team, NORMS);
 }
 
+/* Logits of PANEL tokens by the embedding's own rows: each is one sum in one order, rounded as the
+ * products of a head in panels are. */
+static void multiply_tied(const Model *m, const Step *s, int64_t index) {
+    int64_t first = index * PANEL, left = m->vocabulary - first, hidden = m->hidden;
+    int64_t stop = first + (left < PANEL ? left : PANEL);
+    IN_BLOCKS(token, first, stop, {
+        const char *weights = at(m->embedding, token * hidden);
+        IN_BLOCKS(row, 0, s->wanted,
+            shrink(at(s->chosen, row * hidden), hidden, row_block, weights, hidden, token_block,
+                   at(weights, token_block * hidden), s->logits + row * m->vocabulary + token,
+                   m->vocabulary))
+    })
+    for (int64_t row = 0; TYPE != FLOAT32 && row < s->wanted; row++) {
+        float *logits = s->logits + row * m->vocabulary + first;
+        IN_LANES(k, count, stop - first, {
+            char rounded[sizeof(f32)];
+            store(rounded, load_floats(logits + k, count), LANES);
+            store_floats(logits + k, load(rounded, LANES), count);
+        })
+    }
+}
+
 static void take_part(const Model *m, const Step *s) {
     Team team = {m, s, s->stages, omp_get_thread_num(), omp_get_num_threads(),
                  s->spent ? own_time() : 0};
@@ -394,6 +417,9 @@ static void take_part(const Model *m, const Step *s) {
     if (m->head.panels && s->wanted)
         IN_PIECES(&team, panels_of(&m->head), mine)
             multiply_panel(&product, mine);
+    else if (m->tied && s->wanted)
+        IN_PIECES(&team, (m->vocabulary + PANEL - 1) / PANEL, mine)
+            multiply_tied(m, s, mine);
     spend(&team, HEAD);
 }
 

@@ -119,6 +119,7 @@ class _Model(ctypes.Structure):
         *_fields("intermediate", "activation", "eps:f", "attention_scale:f"),
         *_fields("attention_softcap:f", "embedding_scale:f", "vocabulary", "embedding:p", "norm:p"),
         ("head", LinearStruct),
+        *_fields("tied"),
     )
 
 
@@ -193,10 +194,10 @@ class NativeModel:
         embedding: Tensor,
         layers: Sequence[Layer],
         norm: Tensor,
-        head: PackedWeight | None,
+        head: Weight,
     ) -> None:
-        """`embedding` [vocabulary, hidden] is of the serving type. `head` None leaves the logits to
-        the caller. Weights of the layers must be packed."""
+        """`embedding` [vocabulary, hidden] is of the serving type. A `head` that is neither packed
+        nor `embedding` leaves the logits to the caller. Weights of the layers must be packed."""
         self.spent: Tensor | None = None
         self.cores: Tensor | None = None
         assert embedding.is_contiguous(), "rows of it are found by their number"
@@ -205,8 +206,9 @@ class NativeModel:
         self._layers = (_Layer * len(layers))(
             *(self._layer(*each) for each in zip(layers, shape.windows, strict=True))
         )
-        self._head_out = 0 if head is None else head.out_features
-        self.has_head = head is not None
+        tied, panels = head is embedding, head if isinstance(head, PackedWeight) else None
+        self._head_out = panels.out_features if panels else len(embedding) if tied else 0
+        self.has_head = self._head_out > 0
         self._model = _Model(
             layers=ctypes.addressof(self._layers),
             count=len(layers),
@@ -224,7 +226,8 @@ class NativeModel:
             vocabulary=len(embedding),
             embedding=embedding.data_ptr(),
             norm=self._floats(norm),
-            head=LinearStruct() if head is None else self._linear(head, None),
+            head=self._linear(panels, None) if panels else LinearStruct(),
+            tied=tied,
         )
         ins = [each.in_features for each in self._weights(layers)]
         self._scratch_stride = panel_bytes(max(ins, default=0), self._dtype)
@@ -264,7 +267,7 @@ class NativeModel:
         # numpy's: between two steps, torch would hand Python's lock to whoever wants it.
         stages = np.zeros((len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, np.uint8)
         logits = np.empty((wanted, self._head_out), np.float32)
-        buffers = self._buffers(rows, threads)
+        buffers = self._buffers(max(rows, wanted), threads)
         normed = None
         if not self.has_head:
             normed = torch.empty((wanted, self._shape.hidden), dtype=self._dtype)

@@ -258,5 +258,4 @@ def _native_model(
         embedding_scale=embedding_scale,
         windows=spec.windows,
     )
-    head = weights.head if isinstance(weights.head, PackedWeight) else None
-    return NativeModel(shape, weights.embedding, weights.layers, weights.norm, head)
+    return NativeModel(shape, weights.embedding, weights.layers, weights.norm, weights.head)

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -121,6 +122,28 @@ def test_a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threa
 
 
 @each_dtype
+def test_a_tied_head_answers_as_one_of_its_own_and_in_any_company_the_same(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(11)
+    # Not whole panels, vectors, or blocks of rows.
+    sizes = {"hidden_size": 74, "vocab_size": 203, "tie_word_embeddings": True}
+    decoder = load_model(tiny_model(tmp_path / "model", **sizes), dtype=dtype)
+    world = Sequences(decoder, adapters(decoder), SPANS)
+    alone = [world.step([part], world.kv.clone())[0] for part in world.parts()]
+    together = world.step(world.parts(), world.kv.clone())
+    assert all(map(torch.equal, alone, together))
+    wanted = torch.tensor([60, 3, 0])
+    found = world.logits(world.parts(), world.kv.clone(), wanted)
+    assert torch.equal(found, torch.cat(together)[wanted])
+    head = pack(decoder.weights.embedding)
+    world.decoder = Decoder(decoder.spec, replace(decoder.weights, head=head))
+    meant = torch.cat(world.step(world.parts(), world.kv.clone()))
+    error = float((torch.cat(together) - meant).norm() / meant.norm())
+    assert error < {torch.float32: 1e-5, torch.float16: 1e-2}.get(dtype, 5e-2)
+
+
+@each_dtype
 def test_a_prompt_has_the_same_bits_whole_and_cut_into_chunks(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -152,6 +175,7 @@ def test_a_row_has_the_same_logits_whichever_others_are_wanted_in_whatever_order
         torch.tensor([60, 3, 3, 0, 90, 60]),
         torch.randperm(rows)[:40],
         torch.zeros(0, dtype=torch.int64),
+        torch.zeros(2000, dtype=torch.int64),
     ):
         own = world.kv.clone()
         found = world.logits(world.parts(), own, wanted)
