@@ -51,6 +51,8 @@ from slow_s3 import BUCKET, slow_s3
 # A mean bundle of ranks 8, 16 and 32 takes 6.1 MB, and a stream's cache 0.8 MB.
 CROWDED = ("--device-memory", "224MiB", "--host-memory", "780MiB")
 SMALL_DISK = ("--disk-memory", "1600MiB")
+# How servers are told to cut prompts beside streams: as they do by themselves, and to a time.
+PACES = {"": (), "-paced": ("--step-target-ms", "16")}
 STREAMS = 32
 LOOPS = ("closed", "open")
 MIXES = {"Zipf 1.0": 1.0, "uniform": 0.0}
@@ -184,10 +186,10 @@ def _local_part(model: Path, root: Path, options: argparse.Namespace) -> list[Ru
 
 def _remote_parts(
     model: Path, root: Path, options: argparse.Namespace
-) -> tuple[list[Run], Disturbance | None]:
+) -> tuple[list[Run], dict[str, Disturbance]]:
     names = [adapter_name(index) for index in range(max(options.adapters))]
     runs: list[Run] = []
-    disturbance = None
+    disturbances: dict[str, Disturbance] = {}
     with slow_s3(LATENCY_S, options.work, HOLD) as store:
         flags = (*CROWDED, *SMALL_DISK, "--s3-adapter-root", f"s3://{BUCKET}")
         if "s3" in options.parts:
@@ -197,9 +199,11 @@ def _remote_parts(
                 runs = _remote(url, [f"s3://{BUCKET}/{name}" for name in names], options)
         if "streams" in options.parts:
             publish(store, root)
-            with serving(model, root, options, *flags, environment=store.environment()) as url:
-                disturbance = asyncio.run(disturb(url, store, options.seconds))
-    return runs, disturbance
+            for pace, more in PACES.items():
+                environment = store.environment()
+                with serving(model, root, options, *flags, *more, environment=environment) as url:
+                    disturbances[pace] = asyncio.run(disturb(url, store, options.seconds))
+    return runs, disturbances
 
 
 def _heading(options: argparse.Namespace) -> str:
@@ -229,14 +233,15 @@ def main() -> None:
         if not options.no_write:
             plot_throughput(runs, path.with_suffix(".png"))
             text += f"\n![throughput and TTFT]({path.with_suffix('.png').name})\n"
-    runs, disturbance = _remote_parts(model, root, options)
+    runs, disturbances = _remote_parts(model, root, options)
     if runs:
         text += f"\n## From S3, {1000 * LATENCY_S:.0f} ms away, a disk for about 256\n\n"
         text += f"{start_table(runs)}\n\n{link_table(runs)}\n"
-    if disturbance is not None:
-        text += f"\n## Streams that run on\n\n{disturbance.table()}\n"
+    for pace, disturbance in disturbances.items():
+        told = " ".join(PACES[pace])
+        text += f"\n## Streams that run on{told and f', `{told}`'}\n\n{disturbance.table()}\n"
         if not options.no_write:
-            picture = path.with_name(path.stem + "-streams.png")
+            picture = path.with_name(f"{path.stem}-streams{pace}.png")
             plot_disturbance(disturbance.streams, disturbance.marks, picture)
             text += f"\n![inter-token times]({picture.name})\n"
     print(text)
