@@ -391,7 +391,7 @@ class Batch:
 
     def _on_their_way(self) -> list[Sequence]:
         """Sequences whose blocks come back when steps that are planned already retire."""
-        return [*self.leaving, *(s for flight in self.flights for s in flight.finished)]
+        return self.leaving + [s for flight in self.flights for s in flight.finished]
 
     def _preempt(self, sequence: Sequence) -> None:
         sequence.move(Stage.PREEMPTED)

@@ -27,7 +27,7 @@ def apply_outcome(
     outcome: StepOutcome,
     sequences: Mapping[int, Sequence],
     *,
-    ended: AbstractSet[int],
+    ended: set[int],
     ends: AbstractSet[int],
     blocks: Blocks,
     eos: frozenset[int],
@@ -38,13 +38,16 @@ def apply_outcome(
     are the tokens that end any of the sequences.
     """
     errors = _errors(flight, outcome)
-    failed = [
-        (sequence, error)
-        for number, error in sorted(errors.items())
-        if (sequence := sequences.get(number)) is not None
-        and sequence.stage in (Stage.RUNNING, Stage.PREEMPTED)
-    ]
-    dropped = errors.keys() | ended
+    failed: list[tuple[Sequence, AdexError]] = []
+    dropped = ended
+    if errors:
+        failed = [
+            (sequence, error)
+            for number, error in sorted(errors.items())
+            if (sequence := sequences.get(number)) is not None
+            and sequence.stage in (Stage.RUNNING, Stage.PREEMPTED)
+        ]
+        dropped = errors.keys() | ended
     for sequence, computed in flight.computed:
         if sequence.number not in dropped:
             sequence.computed = computed

@@ -116,7 +116,8 @@ class Residency:
             adapter.pins += 1
             adapter.used_at = now
             sequence.slot = adapter.slot
-            self._tiers.settle(adapter)
+            if adapter.pins == 1:
+                self._tiers.settle(adapter)
 
     def unpin(self, sequence: Sequence, now: float) -> None:
         """No step touches the sequence any more."""

@@ -228,9 +228,10 @@ class Tiers:
         """One sequence fewer may use the device copy."""
         assert adapter.pins > 0
         adapter.pins -= 1
-        self.settle(adapter)
-        if adapter.pins == 0 and adapter.residence is Residence.DRAINING:
-            self.evict_device(adapter)
+        if not adapter.pins:
+            self.settle(adapter)
+            if adapter.residence is Residence.DRAINING:
+                self.evict_device(adapter)
 
     def evict_host(self, adapter: Adapter) -> None:
         """Send the host copy away; a device copy stays."""
