@@ -5,7 +5,7 @@ will be asked for, times what bringing it back would take, over its size. Values
 adapter's requests, and a copy's place in the order is only looked up when something must leave. So
 the order is a heap of values as they were when last looked at: one that has risen since is put back
 when it comes to the top, and those that have fallen are found by a hand that goes round the heap, a
-few places at each look. An eviction costs the same however many copies there are.
+few places at each request. An eviction costs the same however many copies there are.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +19,9 @@ from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.links import OTHER, Links
 from adex_scheduler.core.reuse import ReuseRates
 
-# Copies that are offered at most: room on the device may take several that lie side by side.
+# Copies that are offered at most: room on the device may take several that lie side by side. As
+# many are looked for at a time, and offered in the order of what they are worth by then.
 CANDIDATES = 8
-# So many are looked for at a time, and offered in the order of what they are worth by then.
-LOOKED = 8
 # Places of the heap that the hand visits at each request; it stops after a round without a look.
 SWEPT = 8
 # Copies that one look puts back because they have risen; the next look goes on from there.
@@ -56,8 +55,8 @@ class Eviction(Protocol):
         self, tier: Tier, idle: Mapping[str, Adapter], now: float
     ) -> Iterator[Adapter]:
         """The `idle` copies of a tier in the order in which they should leave, CANDIDATES at most;
-        nothing only where none is idle. Each is looked for when it is asked for. `idle` has them in
-        the order in which they fell idle, and stands still meanwhile.
+        nothing only where none is idle. They are looked for when the first is asked for. `idle` has
+        them in the order in which they fell idle, and stands still meanwhile.
         """
         ...
 
@@ -125,14 +124,12 @@ class LeastValued:
         version = adapter.version
         size = version.bundle_bytes
         if tier is Tier.DEVICE:
-            cost = self._page_in
-            seconds = cost.fixed_s + size * cost.s_per_unit
+            seconds = self._page_in.seconds(size)
             if adapter.host is not HostCopy.HELD:
                 # The copy in host memory has gone, so it would come from the disk.
                 seconds += self._stage.seconds(size)
         elif tier is Tier.HOST:
-            cost = self._stage
-            seconds = cost.fixed_s + size * cost.s_per_unit
+            seconds = self._stage.seconds(size)
             if adapter.residence is Residence.DEVICE:
                 # It saves something only once the copy on the device has gone.
                 seconds *= _UNDER_DEVICE_COPY
@@ -214,11 +211,11 @@ class _Order:
             heapify(self._heap)
 
     def _look(self, idle: Mapping[str, Adapter]) -> list[Adapter]:
-        """The next LOOKED of them, taken out of the heap."""
+        """The next CANDIDATES of them, taken out of the heap."""
         heap, valid = self._heap, self._valid
         found: list[tuple[float, Adapter]] = []
         risen = 0
-        while heap and len(found) < LOOKED:
+        while heap and len(found) < CANDIDATES:
             entry = heap[0]
             key, _, adapter = entry
             digest = adapter.digest
