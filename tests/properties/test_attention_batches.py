@@ -48,7 +48,7 @@ def test_every_row_writes_a_cell_of_its_own(step: list[tuple[int, int]]) -> None
     assert len(cells) == batch.query_starts[-1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(step=steps, window=st.one_of(st.none(), st.integers(1, 150)), seed=st.integers(0, 99))
 def test_attention_of_any_step_equals_the_reference(
     step: list[tuple[int, int]], window: int | None, seed: int

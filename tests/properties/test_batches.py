@@ -170,9 +170,7 @@ def assert_same(one: list[SampledToken], other: list[SampledToken], *, greedy: b
         assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wishes=st.lists(WISHES, min_size=1, max_size=8), random=st.randoms(use_true_random=False))
 def test_a_mixed_batch_equals_each_sequence_alone(
     bench: Bench, wishes: list[Wish], random: Random
@@ -183,9 +181,7 @@ def test_a_mixed_batch_equals_each_sequence_alone(
         assert_same(said, alone, greedy=wish.sampling.temperature == 0)
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wish=WISHES, cut=st.integers(1, LENGTH - 1), random=st.randoms(use_true_random=False))
 def test_a_preempted_sequence_goes_on_as_if_nothing_had_happened(
     bench: Bench, wish: Wish, cut: int, random: Random

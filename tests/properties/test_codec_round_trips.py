@@ -148,14 +148,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(DOWN)
 def test_what_goes_down_arrives_as_it_was(down: codec.Down) -> None:
     wire = codec.encode_to_worker(down).SerializeToString()
     assert codec.decode_to_worker(codec.ToWorkerMessage.FromString(wire)) == down
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(UP)
 def test_what_goes_up_arrives_as_it_was(up: codec.Up) -> None:
     wire = codec.encode_from_worker(up).SerializeToString()

@@ -121,7 +121,7 @@ def test_tenants_who_always_wait_get_what_their_weights_say_whatever_their_reque
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), WEIGHTS, st.integers(1, 4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_beside_steps_in_flight_the_lag_is_bounded_by_what_runs_at_once(
     size_a: int, size_b: int, weight: float, running_max: int
 ) -> None:

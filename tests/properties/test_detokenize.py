@@ -138,7 +138,7 @@ def without_broken_runs(
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_tokens_give_the_text_the_library_decodes_at_once(
     kind: str, data: st.DataObject
 ) -> None:
@@ -163,7 +163,7 @@ def test_any_tokens_give_the_text_the_library_decodes_at_once(
     prompt=st.text(min_size=1, max_size=12),
     text=st.text(alphabet=st.sampled_from("the fox.\n ü你🙂x'"), max_size=24),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_behind_a_prompt_the_text_continues_the_prompt(kind: str, prompt: str, text: str) -> None:
     fast, tokenizer = built(kind)
     before = fast.encode("a " + prompt + " a", add_special_tokens=False).ids
@@ -175,7 +175,7 @@ def test_behind_a_prompt_the_text_continues_the_prompt(kind: str, prompt: str, t
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(alphabet=st.sampled_from("the fox,.\n ü你🙂"), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_text_is_what_transformers_decodes(kind: str, text: str) -> None:
     fast, tokenizer = built(kind)
     theirs = PreTrainedTokenizerFast(tokenizer_object=fast, clean_up_tokenization_spaces=False)

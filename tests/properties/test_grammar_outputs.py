@@ -122,7 +122,6 @@ def written(grammars: GrammarCompiler, grammar: Any, seed: int) -> str | None:
 
 @settings(
     max_examples=80,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(SCHEMAS, st.integers(0, 2**16))
@@ -143,9 +142,7 @@ def test_every_text_under_a_schema_is_valid(
         )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5).filter(
         lambda texts: all(text.isprintable() for text in texts)

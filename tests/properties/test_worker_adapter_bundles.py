@@ -39,7 +39,7 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     alpha=st.floats(-64, 64).filter(lambda value: abs(value) > 1e-3),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_matrix_is_found_in_its_view_and_the_rest_is_zero(
     shape: ModelShape,
     rank: int,

@@ -188,7 +188,6 @@ class Tiers(RuleBasedStateMachine):
 Tiers.TestCase.settings = settings(
     max_examples=50,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestTiers = Tiers.TestCase

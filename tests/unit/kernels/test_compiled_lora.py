@@ -151,9 +151,7 @@ def test_every_mix_equals_the_reference(
     assert_equals_reference(mix, slots, shape, 21, dtype)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, max_size=12),
     ranks=st.lists(st.integers(1, 40), min_size=4, max_size=4),

@@ -32,7 +32,7 @@ PIECES = st.recursive(
 
 
 @given(PIECES, st.lists(st.text(ALPHABET, max_size=7), max_size=8))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_key_matches_exactly_what_re_matches(key: str, paths: list[str]) -> None:
     table = PatternTable([key], field="rank_pattern", file="f")
     theirs = re.compile(rf"(.*\.)?({key})$")
@@ -43,7 +43,7 @@ def test_a_key_matches_exactly_what_re_matches(key: str, paths: list[str]) -> No
 # `re` warns of sets within sets, which a later version may give another meaning.
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @given(st.text("ab.*+?()[]{},|^$\\-d12", max_size=10))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_key_that_both_accept_means_the_same_to_both(key: str) -> None:
     try:
         table = PatternTable([key], field="rank_pattern", file="f")

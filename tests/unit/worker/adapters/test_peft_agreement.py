@@ -231,7 +231,7 @@ PATHS = [
 
 
 @given(st.lists(st.lists(ATOMS, min_size=1, max_size=5).map("".join), max_size=4))
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_the_key_that_speaks_for_a_module_is_the_one_peft_chooses(keys: list[str]) -> None:
     table = PatternTable(keys, field="rank_pattern", file="adapter_config.json")
     for path in PATHS:

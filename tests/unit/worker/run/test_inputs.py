@@ -174,7 +174,7 @@ def test_a_sequence_that_grows_without_a_part_in_the_step_is_refused() -> None:
     assert len(inputs.table_rows) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(1, 30), st.integers(0, 3), st.integers(0, 29), st.integers(-2, 40)),

@@ -165,7 +165,7 @@ def processed(
 tokens = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tokens, st.floats(0.2, 5.0), st.integers(0, 1000))
 def test_the_repetition_penalty_is_transformers(
     token_ids: list[int], penalty: float, seed: int
@@ -181,7 +181,7 @@ def test_the_repetition_penalty_is_transformers(
     assert ours == theirs or lead < 1e-4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tokens, st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 1000))
 def test_frequency_and_presence_penalties_follow_their_definition(
     token_ids: list[int], frequency: float, presence: float, seed: int
