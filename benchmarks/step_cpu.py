@@ -27,7 +27,7 @@ from adex_proto.plan import Decodes, NewSequence, Span, StepPlan
 from adex_proto.sampling import SamplingParams
 from adex_worker import native
 from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.adapters.views import ResidentSlots
 from adex_worker.config import default_cache_dir
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
@@ -121,7 +121,7 @@ class _World:
         layout = bundle_layout(decoder.spec.shape, ranks)
         elements = self._arena.run_elements(self._page, layout.elements)
         elements.copy_(torch.randn(layout.elements) * 0.02)
-        self._slots.publish(slot, group_views(elements, layout))
+        self._slots.publish(slot, elements, layout)
         self.adapter_bytes.append(layout.elements * decoder.dtype.itemsize)
         self._page += self._arena.pages_for(self.adapter_bytes[-1])
 

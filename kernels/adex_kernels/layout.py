@@ -11,9 +11,12 @@ LoRA scale is folded into B in float32 before the cast.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 # Matrices start on 64-byte lines for elements of two bytes or more, so vector loads are aligned.
 ALIGN_ELEMENTS = 32
+# Layouts remembered: as many forms of adapters as are in use at a time, and some.
+_REMEMBERED_MAX = 64
 
 
 class Module(IntEnum):
@@ -112,6 +115,10 @@ class BundleLayout:
     elements: int
     rank_max: int
 
+    def __hash__(self) -> int:
+        # Whoever keeps something by layout asks often, and layouts hold hundreds of numbers.
+        return self.elements
+
     def group(self, layer: int, group: Group) -> GroupExtent | None:
         return self.groups[layer * len(Group) + group]
 
@@ -123,8 +130,15 @@ def _aligned(offset: int) -> int:
 def bundle_layout(shape: ModelShape, ranks: Mapping[tuple[int, Module], int]) -> BundleLayout:
     """Lay out an adapter that has the given rank for each (layer, module); absent means rank 0.
 
+    Adapters that were trained alike share one layout, and what it takes to work it out.
     Raises ValueError for a layer outside the model or a negative rank: the caller has checked both.
     """
+    return _laid_out(shape, frozenset(ranks.items()))
+
+
+@lru_cache(_REMEMBERED_MAX)
+def _laid_out(shape: ModelShape, places: frozenset[tuple[tuple[int, Module], int]]) -> BundleLayout:
+    ranks = dict(places)
     for (layer, module), rank in ranks.items():
         if not 0 <= layer < shape.layers or rank < 0:
             raise ValueError(f"no room for rank {rank} at layer {layer}, module {module.name}")

@@ -53,7 +53,7 @@ def credential_tenant(tenant: str, credential: str) -> str:
 class AdapterVersion:
     """One adapter by content: what every cache, slot and KV prefix is keyed by.
 
-    `digest` is the SHA-256 (hex) over the adapter's config and weights; `bundle_bytes` is what its
+    `digest` is the BLAKE3 (hex) over the adapter's config and weights; `bundle_bytes` is what its
     packed bundle takes in any tier; `rank_max` its largest rank; `modules` how many (layer, linear)
     pairs it changes.
     """

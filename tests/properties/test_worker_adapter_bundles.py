@@ -13,7 +13,7 @@ from adex_proto.adapter import AdapterKey
 from adex_worker.adapters.bundle import pack
 from adex_worker.adapters.format import Limits, read_adapter
 from adex_worker.adapters.sources.local import LocalSource
-from adex_worker.adapters.views import group_views
+from adex_worker.adapters.views import ResidentSlots
 from adex_worker.testing import MODULE_PATHS, write_random_adapter
 
 SIZES = st.integers(1, 40)
@@ -67,10 +67,11 @@ def test_every_matrix_is_found_in_its_view_and_the_rest_is_zero(
         adapter = read_adapter(source, resolved, Limits(shape, 4, 9, 1 << 30))
         saved = load_file(Path(folder) / "adapter_model.safetensors")
     elements = pack(adapter, torch.float32)
-    views = group_views(elements, adapter.layout)
+    slots = ResidentSlots()
+    slots.publish(1, elements, adapter.layout)
     for layer in range(shape.layers):
         for group in Group:
-            weights = views[layer * len(Group) + group]
+            weights = slots.group(1, layer, group)
             present = [module for module in GROUP_MODULES[group] if module in modules]
             assert (weights is None) == (not present)
             if weights is None:

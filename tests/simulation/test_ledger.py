@@ -39,7 +39,7 @@ from adex_scheduler.core.events import Event
 from adex_scheduler.core.instructions import Instruction
 from adex_scheduler.testing.fake_worker import FakeWorker
 from adex_scheduler.testing.world import Mishaps, World
-from adex_worker.adapters import device_tier, disk_tier, host_tier
+from adex_worker.adapters import device_tier, disk_tier, host_tier, views
 from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.core.config import CONFIG_FILE
 from adex_worker.adapters.leave import Leave
@@ -120,7 +120,7 @@ PAGE_IN_FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "the copy fails": lambda: patch.object(
         device_tier.DeviceTier, "_copy", _raises(RuntimeError("the device is unwell"))
     ),
-    "no views": lambda: patch.object(device_tier, "group_views", _raises(MemoryError())),
+    "no record": lambda: patch.object(views, "record_of", _raises(MemoryError())),
 }
 STAGE_FAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "the disk does not answer": lambda: patch.object(

@@ -1,13 +1,15 @@
 """The compiled low-rank terms (lora.h, lora.c): what describes adapters and steps, and the call."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adex_kernels.batch import GroupWeights, LoraBatch, LoraRecord, ThinSegments
-from adex_kernels.layout import Group
+from adex_kernels.batch import LoraBatch, LoraRecord, ThinSegments
+from adex_kernels.layout import BundleLayout, Group
 from adex_kernels.native import library
 
 # Segments of more rows than the first, whose rows times ranks (of the widest group) exceed the
@@ -37,32 +39,49 @@ class _Call(ctypes.Structure):
     )
 
 
-def record_of(views: Sequence[GroupWeights | None]) -> LoraRecord | None:
-    """The adapter with these matrices, one per (layer, group), for lora.h; None where a matrix is
-    not on the CPU, not contiguous, or of a type that is not served there.
+class _Form(NamedTuple):
+    """A record but for where its bundle lies: the words at `places` are 0, and mean the element of
+    the bundle that `elements` says."""
 
-    int64 words: the offset of each (layer, group)'s entry, 0 for none, then the entries: A's
+    words: Tensor
+    places: Tensor
+    elements: Tensor
+    rank_total_max: int
+
+
+def record_of(elements: Tensor, layout: BundleLayout) -> LoraRecord | None:
+    """The adapter whose bundle is `elements`, for lora.h; None where it is not on the CPU, or of a
+    type that is not served there."""
+    if elements.device.type != "cpu" or elements.dtype not in library.TYPES:
+        return None
+    assert elements.is_contiguous(), "a bundle is one run of elements"
+    form = _form(layout)
+    words = form.words.clone()
+    words[form.places] = form.elements * elements.itemsize + elements.data_ptr()
+    return LoraRecord(words, elements.dtype, form.rank_total_max)
+
+
+@lru_cache(64)
+def _form(layout: BundleLayout) -> _Form:
+    """int64 words: the offset of each (layer, group)'s entry, 0 for none, then the entries: A's
     address, in, ranks, slices, then for each slice rank_start, rank, out_start, out, B's address.
     """
-    offsets, entries = [0] * len(views), list[int]()
-    dtypes, rank_total_max = set[torch.dtype](), 0
-    for index, weights in enumerate(views):
-        if weights is None:
+    offsets, entries = [0] * len(layout.groups), list[int]()
+    places, elements = list[int](), list[int]()
+    for index, extent in enumerate(layout.groups):
+        if extent is None:
             continue
-        offsets[index] = len(views) + len(entries)
-        rank_total, in_features = weights.a.shape
-        rank_total_max = max(rank_total_max, rank_total)
-        entries += (weights.a.data_ptr(), in_features, rank_total, len(weights.slices))
-        for rank_start, rank_stop, out_start, out_stop, b in weights.slices:
-            rank, out = rank_stop - rank_start, out_stop - out_start
-            entries += (rank_start, rank, out_start, out, b.data_ptr())
-        matrices = (weights.a, *(b for *_, b in weights.slices))
-        if not all(each.device.type == "cpu" and each.is_contiguous() for each in matrices):
-            return None
-        dtypes.update(each.dtype for each in matrices)
-    if len(dtypes) != 1 or not dtypes <= library.TYPES.keys():
-        return None
-    return LoraRecord(torch.tensor(offsets + entries), dtypes.pop(), rank_total_max)
+        start = offsets[index] = len(offsets) + len(entries)
+        places.append(start)
+        elements.append(extent.a_offset)
+        entries += (0, extent.in_features, extent.rank_total, len(extent.slices))
+        for part in extent.slices:
+            entries += (part.rank_start, part.rank, part.out_start, part.out_features, 0)
+            places.append(len(offsets) + len(entries) - 1)
+            elements.append(part.b_offset)
+    rank_total_max = max((each.rank_total for each in layout.groups if each), default=0)
+    words = torch.tensor(offsets + entries)
+    return _Form(words, torch.tensor(places), torch.tensor(elements), rank_total_max)
 
 
 def add_(

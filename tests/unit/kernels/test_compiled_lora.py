@@ -17,7 +17,7 @@ from adex_kernels.layout import LinearShape, ModelShape, Module, bundle_layout
 from adex_kernels.native import library
 from adex_proto.errors import ProtocolViolation
 from adex_worker import native
-from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.adapters.views import ResidentSlots
 from adex_worker.config import default_cache_dir
 
 pytestmark = pytest.mark.skipif(
@@ -82,7 +82,7 @@ def publish(
     layout = bundle_layout(shape, ranks)
     generator = torch.Generator().manual_seed(1000 * slot + rank)
     elements = torch.randn(layout.elements, generator=generator) * 0.1
-    slots.publish(slot, group_views(elements.to(dtype), layout))
+    slots.publish(slot, elements.to(dtype), layout)
 
 
 def twin(slots: ResidentSlots) -> Watched:

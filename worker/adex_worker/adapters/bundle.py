@@ -1,12 +1,10 @@
 """Packs a checked adapter into its bundle: the one form it has on disk, host and device."""
 
-import hashlib
-
 import torch
 
 from adex_kernels.layout import GROUP_MODULES, BundleLayout, Group
 from adex_proto.errors import AdapterMalformed, AdapterUnsupported
-from adex_worker.adapters.byte_views import byte_view
+from adex_worker.adapters.byte_views import byte_view, digest_of_content
 from adex_worker.adapters.core.header import WEIGHTS_FILE, TensorEntry
 from adex_worker.adapters.core.terms import LowRankTerm
 from adex_worker.adapters.format import CheckedAdapter
@@ -35,8 +33,10 @@ def pack(adapter: CheckedAdapter, dtype: torch.dtype) -> torch.Tensor:
 
 
 def checksum_of(elements: torch.Tensor) -> str:
-    """SHA-256 (hex) of a bundle's bytes."""
-    return hashlib.sha256(byte_view(elements)).hexdigest()
+    """The digest (hex) of a bundle's bytes."""
+    digest = digest_of_content()
+    digest.update(byte_view(elements))
+    return digest.hexdigest()
 
 
 def _rooms(

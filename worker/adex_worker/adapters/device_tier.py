@@ -7,13 +7,12 @@ from contextlib import contextmanager
 import torch
 
 from adex_kernels.adapter_table import AdapterTable
-from adex_kernels.batch import GroupWeights
 from adex_proto.adapter import BASE_SLOT
 from adex_proto.errors import ProtocolViolation
 from adex_worker.adapters.arena import Arena
 from adex_worker.adapters.byte_views import copy_bytes
 from adex_worker.adapters.host_tier import HostCopy
-from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.adapters.views import ResidentSlots
 
 
 class DeviceTier:
@@ -46,14 +45,14 @@ class DeviceTier:
         with self._claimed(digest, slot, first_page, pages) as era:
             elements = self._arena.run_elements(first_page, copy.layout.elements)
             first_element = int(elements.storage_offset())
-            views = self._copy(elements, copy, slot, first_element)
+            self._copy(elements, copy, slot, first_element)
             with self._changed:
                 if era != self._era:
                     raise ProtocolViolation(
                         f"adapter {digest} was paged in for a stream that has ended", field="slot"
                     )
+                self.slots.publish(slot, elements, copy.layout)
                 self._held[digest] = slot, first_page
-                self.slots.publish(slot, views)
 
     def evict(self, digest: str) -> None:
         """Hide the adapter from steps and free its pages; ProtocolViolation when it is not here."""
@@ -113,29 +112,21 @@ class DeviceTier:
                 self._copying -= 1
                 self._changed.notify_all()
 
-    def _copy(
-        self, elements: torch.Tensor, copy: HostCopy, slot: int, first_element: int
-    ) -> tuple[GroupWeights | None, ...]:
-        """Copy the bundle, and tell the device's table of it; both have arrived at the end.
-
-        Returns: the views of its matrices where it now lies.
-        """
+    def _copy(self, elements: torch.Tensor, copy: HostCopy, slot: int, first_element: int) -> None:
+        """Copy the bundle, and tell the device's table of it; both have arrived at the end."""
         destination, table = elements.view(torch.uint8), self.slots.table
         if self._stream is None:
             copy_bytes(destination, copy.bytes)
             if table is not None:
                 table.publish(slot, copy.layout, first_element)
-            return group_views(elements, copy.layout)
+            return
         with torch.cuda.stream(self._stream):
             destination.copy_(copy.bytes, non_blocking=True)
             if table is not None:
                 table.publish(slot, copy.layout, first_element)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._stream)
-        # They take nearly as long to make as the bytes to arrive.
-        views = group_views(elements, copy.layout)
         arrived.synchronize()
-        return views
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

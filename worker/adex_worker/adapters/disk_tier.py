@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import io
 import logging
 import os
@@ -15,7 +14,7 @@ import torch
 
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import SourceUnavailable
-from adex_worker.adapters.byte_views import Digest, byte_view, read_into
+from adex_worker.adapters.byte_views import Digest, byte_view, digest_of_content, read_into
 from adex_worker.adapters.core.bundle_header import (
     PREAMBLE_BYTES,
     BundleDamaged,
@@ -239,7 +238,7 @@ def _read_exactly(stream: io.RawIOBase, size: int) -> bytes:
 
 
 def _read_checked(stream: io.RawIOBase, view: memoryview, checksum: str) -> None:
-    digest = hashlib.sha256()
+    digest = digest_of_content()
     _fill(stream, view, digest)
     if digest.hexdigest() != checksum:
         raise BundleDamaged("its elements were altered")

@@ -3,7 +3,6 @@
 Everything that can be refused without the weights is refused before they are read.
 """
 
-import hashlib
 import io
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch
 from adex_kernels.layout import BundleLayout, ModelShape, Module, bundle_layout
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
-from adex_worker.adapters.byte_views import Digest, byte_view, read_into
+from adex_worker.adapters.byte_views import Digest, byte_view, digest_of_content, read_into
 from adex_worker.adapters.core.config import CONFIG_FILE, check_config_bytes, parse_config
 from adex_worker.adapters.core.header import (
     ELEMENT_BYTES,
@@ -64,7 +63,8 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
     """
     config_text = _read_config(source, resolved)
     config = parse_config(config_text)
-    digest = hashlib.sha256(len(config_text).to_bytes(8, "little") + config_text)
+    digest = digest_of_content()
+    digest.update(len(config_text).to_bytes(8, "little") + config_text)
     size = _file_bytes(resolved, WEIGHTS_FILE)
     _check_weights(size, limits)
     with source.open(resolved, WEIGHTS_FILE) as stream:

@@ -6,7 +6,7 @@ import torch
 
 from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import GroupWeights, LoraRecord
-from adex_kernels.layout import BundleLayout, Group
+from adex_kernels.layout import BundleLayout, Group, GroupExtent
 from adex_kernels.native.lora import record_of
 from adex_proto.errors import ProtocolViolation
 
@@ -14,8 +14,12 @@ GROUPS = len(Group)
 
 
 class _Resident(NamedTuple):
-    views: tuple[GroupWeights | None, ...]
+    """A bundle where it lies, and the views of it that were asked for, by place in the layout."""
+
+    elements: torch.Tensor
+    layout: BundleLayout
     record: LoraRecord | None
+    views: dict[int, GroupWeights]
 
 
 class ResidentSlots:
@@ -39,9 +43,18 @@ class ResidentSlots:
         Raises ProtocolViolation when no adapter is resident in `slot`.
         """
         try:
-            return self._by_slot[slot].views[layer * GROUPS + group]
+            resident = self._by_slot[slot]
         except KeyError:
             raise _absent(slot) from None
+        place = layer * GROUPS + group
+        extent = resident.layout.groups[place]
+        if extent is None:
+            return None
+        # Made where they are needed: the compiled paths read the record or the table instead.
+        weights = resident.views.get(place)
+        if weights is None:
+            weights = resident.views[place] = group_weights(resident.elements, extent)
+        return weights
 
     def record(self, slot: int) -> LoraRecord | None:
         """The whole adapter for the compiled path, None where that cannot serve it.
@@ -53,9 +66,9 @@ class ResidentSlots:
         except KeyError:
             raise _absent(slot) from None
 
-    def publish(self, slot: int, views: tuple[GroupWeights | None, ...]) -> None:
-        """Make the adapter visible to the next step."""
-        self._by_slot[slot] = _Resident(views, record_of(views))
+    def publish(self, slot: int, elements: torch.Tensor, layout: BundleLayout) -> None:
+        """Make the adapter whose bundle is `elements` visible to the next step."""
+        self._by_slot[slot] = _Resident(elements, layout, record_of(elements, layout), {})
 
     def withdraw(self, slot: int) -> None:
         """Hide the adapter from the next step."""
@@ -69,26 +82,20 @@ def _absent(slot: int) -> ProtocolViolation:
     return ProtocolViolation(f"no adapter is resident in slot {slot}", field="slot")
 
 
-def group_views(elements: torch.Tensor, layout: BundleLayout) -> tuple[GroupWeights | None, ...]:
-    """Views of a bundle's matrices over `elements`, the bundle where it lies, in layout order."""
-    views: list[GroupWeights | None] = []
-    for extent in layout.groups:
-        if extent is None:
-            views.append(None)
-            continue
-        a = _matrix(elements, extent.a_offset, extent.rank_total, extent.in_features)
-        slices = tuple(
-            (
-                part.rank_start,
-                part.rank_start + part.rank,
-                part.out_start,
-                part.out_start + part.out_features,
-                _matrix(elements, part.b_offset, part.rank, part.out_features),
-            )
-            for part in extent.slices
+def group_weights(elements: torch.Tensor, extent: GroupExtent) -> GroupWeights:
+    """Views of one group's matrices over `elements`, the bundle where it lies."""
+    a = _matrix(elements, extent.a_offset, extent.rank_total, extent.in_features)
+    slices = tuple(
+        (
+            part.rank_start,
+            part.rank_start + part.rank,
+            part.out_start,
+            part.out_start + part.out_features,
+            _matrix(elements, part.b_offset, part.rank, part.out_features),
         )
-        views.append(GroupWeights(a, slices))
-    return tuple(views)
+        for part in extent.slices
+    )
+    return GroupWeights(a, slices)
 
 
 def _matrix(elements: torch.Tensor, offset: int, rows: int, columns: int) -> torch.Tensor:

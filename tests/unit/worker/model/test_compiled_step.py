@@ -18,7 +18,7 @@ from adex_kernels.linear import linear, packed
 from adex_kernels.native import library
 from adex_kernels.native.panels import PackedWeight, pack
 from adex_proto.errors import ValidationError
-from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.adapters.views import ResidentSlots
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.weights import load_model
 from adex_worker.testing import tiny_model
@@ -52,7 +52,7 @@ def adapters(decoder: Decoder) -> ResidentSlots:
         ranks = {(layer, m): rank for layer in range(decoder.spec.layers) for m in modules}
         layout = bundle_layout(decoder.spec.shape, ranks)
         elements = torch.randn(layout.elements, generator=generator) * 0.2
-        slots.publish(slot, group_views(elements.to(decoder.dtype), layout))
+        slots.publish(slot, elements.to(decoder.dtype), layout)
     return slots
 
 

@@ -17,7 +17,7 @@ from adex_kernels.adapter_table import AdapterTable
 from adex_kernels.batch import LoraBatch
 from adex_kernels.layout import Module, bundle_layout
 from adex_worker.adapters.arena import Arena, kv_page_bytes
-from adex_worker.adapters.views import ResidentSlots, group_views
+from adex_worker.adapters.views import ResidentSlots
 from adex_worker.model import rope
 from adex_worker.model.decoder import Decoder
 from adex_worker.model.parameters import random_model
@@ -113,7 +113,7 @@ class World:
         table = self.slots.table
         assert table is not None
         table.publish(slot, layout, int(elements.storage_offset()))
-        self.slots.publish(slot, group_views(elements, layout))
+        self.slots.publish(slot, elements, layout)
 
     def step(self, rows: int, *, adapted: bool) -> StepInputs:
         """Decodes of sequences of random lengths and slots, over random pages."""

@@ -14,7 +14,7 @@ from adex_kernels.layout import ALIGN_ELEMENTS, BundleLayout, ModelShape, Module
 from adex_proto.adapter import AdapterVersion
 
 # Raised whenever the meaning of a bundle's bytes changes; older files are then converted again.
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 MAGIC = b"ADEXBNDL"
 PREAMBLE_BYTES = len(MAGIC) + 4 + 32
 ALIGN_BYTES = 64
@@ -29,7 +29,7 @@ class BundleDamaged(Exception):  # noqa: N818 -- it says what is the matter  # n
 
 @dataclass(frozen=True, slots=True)
 class BundleHeader:
-    """What one bundle file says of itself. `checksum` is the SHA-256 (hex) of its elements."""
+    """What one bundle file says of itself. `checksum` is the digest (hex) of its elements."""
 
     version: AdapterVersion
     fingerprint: str
