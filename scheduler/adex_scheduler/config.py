@@ -186,9 +186,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     automatic: dict[str, Any] = {"type": _argument(_count_or_auto), "metavar": "N"}
     add("--model-id", "", "the base model: the folder or hub id that the worker serves")
     add("--revision", "", "branch, tag or commit of a hub model")
-    parser.add_argument(
-        "--served-model-name", action="append", help="a public name of the base model (repeatable)"
-    )
+    several: dict[str, Any] = {"action": "extend", "nargs": "+", "metavar": "NAME"}
+    parser.add_argument("--served-model-name", help="a public name of the base model", **several)
     add("--host", "127.0.0.1", "address to listen at; 0.0.0.0 for containers")
     add("--port", "8080", "port of the REST API, 0 for any free one", type=_argument(_port))
     add(

@@ -74,6 +74,25 @@ def test_every_flag_is_named(
     assert not missing, f"add to docs/operations.md: {missing}"
 
 
+# Where its two processes find each other is `adex serve`'s own to say.
+BETWEEN_THE_PROCESSES = {"--listen", "--worker"}
+
+
+@pytest.mark.parametrize("main", [scheduler_main, worker_main])
+def test_serve_takes_every_flag_of_its_processes(
+    main: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flags_of(what: Callable[[list[str]], object]) -> set[str]:
+        with pytest.raises(SystemExit):
+            what(["--help"])
+        return set(re.findall(r"^ +(--[a-z][a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
+
+    served = flags_of(adex_serve)
+    assert len(served) > 30
+    missing = flags_of(main) - BETWEEN_THE_PROCESSES - served
+    assert not missing, f"add to client/adex/cli/passed_flags.py: {sorted(missing)}"
+
+
 def test_every_metric_is_named(metric_names: set[str]) -> None:
     assert len(metric_names) > 30
     missing = sorted(name for name in metric_names if not named(name, OPERATIONS))

@@ -128,7 +128,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     def add(flag: str, default: str, text: str, **options: Any) -> None:
         # argparse converts string defaults like arguments, so the environment is checked as well.
         name = "ADEX_" + flag.removeprefix("--").replace("-", "_").upper()
-        parser.add_argument(flag, default=env.get(name, default), help=text, **options)
+        parser.add_argument(flag, default=_said(env, name, default), help=text, **options)
 
     size: dict[str, Any] = {"type": _argument(bytes_of_size), "metavar": "SIZE"}
     count: dict[str, Any] = {"type": _argument(_count_or_auto), "metavar": "N"}
@@ -177,6 +177,13 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--log-format", "text", "lines for people or for machines", choices=("text", "json"))
     add("--log-level", "info", f"one of {', '.join(levels)}", choices=levels)
     return parser
+
+
+def _said(env: Mapping[str, str], name: str, default: str) -> str:
+    """The variable, or the default where there is none."""
+    said = env.get(name, default)
+    # Kubernetes sets ADEX_METRICS_PORT=tcp://... in every pod beside a service named adex-metrics.
+    return default if said.startswith("tcp://") else said
 
 
 def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:

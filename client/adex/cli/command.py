@@ -60,12 +60,18 @@ class _Parser(argparse.ArgumentParser):
         """Exit with the line and code 2."""
         self.exit(EXIT_USAGE, one_line(message, f"`{self.prog} --help` tells more") + "\n")
 
+
+class _Command(_Parser):
+    """One command, which knows all that may stand behind its name."""
+
     def parse_known_args(self, *given: Any, **named: Any) -> Any:
         """As argparse does it, but for flags among a command's names, which it stumbles over."""
         flags, rest = super().parse_known_args(*given, **named)
         if "names" in flags:
             flags.names += [word for word in rest if not word.startswith("-")]
             rest = [word for word in rest if word.startswith("-")]
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
         return flags, rest
 
 
@@ -73,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = _Parser(prog="adex", description="Serve many LoRA adapters over one base model.")
     top.add_argument("--version", action="version", version=f"adex {distribution_version()}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Command)
 
     def command(name: str, text: str, run: Run) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")

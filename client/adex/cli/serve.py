@@ -3,21 +3,24 @@
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from adex.aio import AsyncClient
 from adex.cli.banner import banner, local_url
 from adex.cli.child import Child
 from adex.cli.failure import EXIT_USAGE, CommandError, require_packages
-from adex.cli.serve_options import ServeOptions, child_environment, read_options
+from adex.cli.passed_flags import unknown_variables
+from adex.cli.serve_options import VARIABLES, ServeOptions, child_environment, read_options
 from adex.cli.supervisor import Role, Supervisor
 from adex.cli.terminal import Terminal, bar
 from adex.errors import AdexError, ServerUnreachable
@@ -40,6 +43,9 @@ _SOCKET_PATH_BYTES_MAX = 100
 def serve(flags: argparse.Namespace, terminal: Terminal) -> int:
     """Run until a signal comes; the exit code."""
     options = read_options(flags, os.environ)
+    for name, meant in unknown_variables(os.environ, VARIABLES).items():
+        hint = f"; did you mean {meant}?" if meant else ""
+        terminal.remark(f"adex: {name} is set, and is no variable of this server{hint}")
     require_packages("worker", WORKER_NEEDS)
     require_packages("scheduler", SCHEDULER_NEEDS)
     options = replace(
@@ -49,7 +55,8 @@ def serve(flags: argparse.Namespace, terminal: Terminal) -> int:
     )
     folder = _private_folder()
     try:
-        return asyncio.run(_run(options, folder / "worker.sock", terminal))
+        environment = child_environment(os.environ, flags)
+        return asyncio.run(_run(options, environment, folder / "worker.sock", terminal))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -79,16 +86,17 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="adex-", dir="/tmp"))
 
 
-async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -> int:
+async def _run(
+    options: ServeOptions, environment: dict[str, str], worker_socket: Path, terminal: Terminal
+) -> int:
     address = f"unix://{worker_socket}"
-    environment = child_environment(os.environ)
+    voice = _Voice(terminal, for_machines=options.log_format == "json")
     # The last thing each child said, which tells how far it is.
     said: dict[str, str] = {}
 
     def role(name: str, module: str, arguments: list[str], end_s_max: float) -> Role:
         # Lines for machines name their process themselves.
-        plain = options.log_format == "json"
-        prefix = "" if plain else terminal.styled(f"{name:>9} |", "dim") + " "
+        prefix = "" if voice.for_machines else terminal.styled(f"{name:>9} |", "dim") + " "
 
         def write(line: str) -> None:
             said[name] = line
@@ -111,9 +119,9 @@ async def _run(options: ServeOptions, worker_socket: Path, terminal: Terminal) -
             ),
             role("worker", "adex_worker", options.worker_arguments(address), _WORKER_END_S),
         ],
-        tell=_heedless(lambda line: terminal.remark(f"adex: {line}")),
+        tell=_heedless(voice.remark),
     )
-    greeting = asyncio.create_task(_greet_when_ready(options, said, terminal))
+    greeting = asyncio.create_task(_greet_when_ready(options, said, voice))
     try:
         return await supervisor.run()
     finally:
@@ -131,12 +139,46 @@ def _heedless(write: Callable[[str], None]) -> Callable[[str], None]:
     return write_if_read
 
 
-async def _greet_when_ready(
-    options: ServeOptions, said: Mapping[str, str], terminal: Terminal
-) -> None:
+class _Voice:
+    """What `adex serve` says itself, beside its children; as they do, in JSON for machines."""
+
+    def __init__(self, terminal: Terminal, *, for_machines: bool) -> None:
+        self.for_machines = for_machines
+        self._terminal = terminal
+
+    def remark(self, line: str) -> None:
+        """One line about the children."""
+        if self.for_machines:
+            self._terminal.line(_json_line("warning", line))
+        else:
+            self._terminal.remark(f"adex: {line}")
+
+    def status(self, text: str) -> None:
+        """What is awaited, which no machine reads."""
+        if not self.for_machines:
+            self._terminal.status(text)
+
+    def greet(self, headline: str, rest: Sequence[str]) -> None:
+        """That the server serves; for people, also what to try."""
+        if self.for_machines:
+            self._terminal.line(_json_line("info", headline))
+            return
+        self._terminal.line(self._terminal.styled(headline, "green"))
+        for line in rest:
+            self._terminal.line(line)
+
+
+def _json_line(level: str, message: str) -> str:
+    """One object with the fields that the children's have."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    told = {"time": at, "level": level, "logger": "adex.serve", "message": message}
+    return json.dumps(told, ensure_ascii=False)
+
+
+async def _greet_when_ready(options: ServeOptions, said: Mapping[str, str], voice: _Voice) -> None:
     """Show what is awaited until the server serves, then what to try."""
     url = local_url(options.host, options.port)
-    status = _heedless(terminal.status)
+    status = _heedless(voice.status)
     began_s = time.monotonic()
     async with AsyncClient(url, timeout=_POLL_TIMEOUT_S, retries_max=0) as client:
         try:
@@ -153,10 +195,8 @@ async def _greet_when_ready(
         except AdexError:
             adapters = None
     headline, *rest = banner(options, url, adapters)
-    write = _heedless(terminal.line)
-    write(terminal.styled(headline, "green"))
-    for line in rest:
-        write(line)
+    with contextlib.suppress(OSError, ValueError):
+        voice.greet(headline, rest)
 
 
 async def _what_is_missing(

@@ -2,23 +2,17 @@
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from adex.cli import flag_values as values
 from adex.cli.failure import EXIT_USAGE, CommandError
+from adex.cli.passed_flags import add_passed_flags, passed_environment, variable_of
 
 _DEMO_MODEL = Path("demo/model")
 _DEMO_ADAPTERS = Path("demo/adapters")
-# How an adapter's place is told from a folder.
-_S3 = "s3://"
-_HUB = ("hf://", "huggingface://")
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_ON = ("1", "true", "yes", "on")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|[kmgt]i?b?)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +53,7 @@ class ServeOptions:
         prefixes = [place for place in named if not isinstance(place, Path)]
         roots = dict.fromkeys([*self.local_adapter_roots, *folders])
         s3_roots = dict.fromkeys(
-            [*self.s3_adapter_roots, *(place for place in prefixes if place.startswith(_S3))]
+            [*self.s3_adapter_roots, *(place for place in prefixes if place.startswith(values.S3))]
         )
         return _flags(
             ("--listen", address),
@@ -106,103 +100,6 @@ def _flags(*pairs: tuple[str, object]) -> list[str]:
     return [part for flag, value in pairs if value is not None for part in (flag, str(value))]
 
 
-def bytes_of_size(text: str) -> int:
-    """Bytes of a size such as 2GiB, 1.5 GB or 1048576.
-
-    Raises: ValueError naming the ways to write one.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no size: write it like 2GiB, 500MB or auto")
-    unit = (match[2] or "").lower()
-    unit = unit if unit == "b" else unit.removesuffix("b")
-    return int(float(match[1]) * (_BINARY_UNITS | _UNITS)[unit])
-
-
-def _size(text: str) -> str:
-    """A size in plain bytes, which every process reads alike; "auto" stays."""
-    return "auto" if text.strip().lower() == "auto" else str(bytes_of_size(text))
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise ValueError(f"{port} is no port: they go from 0 (any free one) to 65535")
-    return port
-
-
-def _count(text: str) -> int | None:
-    if text.strip().lower() == "auto":
-        return None
-    count = int(text)
-    if count < 1:
-        raise ValueError(f"{count} is too few: give 1 or more")
-    return count
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 86400:
-        raise ValueError(f"{text} is no wait: give seconds from 0 to 86400")
-    return seconds
-
-
-def _folder(text: str) -> Path:
-    folder = Path(text).expanduser().resolve()
-    if not folder.is_dir():
-        raise ValueError(f"{text} is no folder")
-    return folder
-
-
-def _place(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def _module(text: str) -> tuple[str, Path | str]:
-    name, separator, path = text.partition("=")
-    if not (name.strip() and separator and path.strip()):
-        raise ValueError(f"{text!r} must be name=path")
-    if path.strip().startswith((_S3, *_HUB)):
-        return name.strip(), path.strip()
-    return name.strip(), _folder(path.strip())
-
-
-def _s3_root(text: str) -> str:
-    if not text.strip().startswith(_S3):
-        raise ValueError(f"{text!r} must be s3://bucket or s3://bucket/prefix")
-    return text.strip()
-
-
-def _switch(text: str) -> bool:
-    return _one_of(text.strip().lower(), *_ON, "0", "false", "no", "off") in _ON
-
-
-def _log_level(text: str) -> str:
-    return _one_of(text.lower(), "debug", "info", "warning", "error")
-
-
-def _device(text: str) -> str:
-    return text if re.fullmatch(r"cuda:\d+", text) else _one_of(text, "auto", "cpu", "cuda")
-
-
-def _one_of(text: str, *choices: str) -> str:
-    if text not in choices:
-        raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-    return text
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    """Reads one of the words."""
-    return lambda text: _one_of(text, *words)
-
-
-_adapter_source = _choice("local", "hub", "s3")
-_dtype = _choice("auto", "float32", "bfloat16", "float16")
-_weights = _choice("auto", "int8")
-_graphs = _choice("auto", "off")
-_log_format = _choice("text", "json")
-
-
 @dataclass(frozen=True, slots=True)
 class _Flag:
     """One flag: how its text is read, and what separates several in the environment."""
@@ -217,59 +114,77 @@ class _Flag:
 
     @property
     def variable(self) -> str:
-        return "ADEX_" + self.name.upper().replace("-", "_")
+        return variable_of(self.name)
 
 
 _FLAGS = (
     _Flag("model-id", str, "MODEL", "folder or hub id of the base model (demo/model if present)"),
     _Flag("host", str, "HOST", "address to listen at; 0.0.0.0 for containers", "127.0.0.1"),
-    _Flag("port", _port, "PORT", "port of the REST API, 0 for any", 8080),
-    _Flag("grpc-port", _port, "PORT", "port of the gRPC API, 0 for any", 9090),
-    _Flag("device", _device, "DEVICE", "auto, cpu, cuda or cuda:N", "auto"),
-    _Flag("dtype", _dtype, "DTYPE", "auto, float32, bfloat16 or float16", "auto"),
-    _Flag("weights", _weights, "BITS", "auto, or int8 to round the linears on a CPU", "auto"),
-    _Flag("cuda-graphs", _graphs, "WHEN", "auto, or off to launch each step by itself", "auto"),
-    _Flag("device-memory", _size, "SIZE", "device pool for KV cache and adapters, like 2GiB"),
-    _Flag("host-memory", _size, "SIZE", "host memory for adapters"),
-    _Flag("disk-memory", _size, "SIZE", "disk space for adapters"),
-    _Flag("cache-dir", _place, "DIR", "where adapters are kept on disk (~/.cache/adex)"),
+    _Flag("port", values.port, "PORT", "port of the REST API, 0 for any", 8080),
+    _Flag("grpc-port", values.port, "PORT", "port of the gRPC API, 0 for any", 9090),
+    _Flag("device", values.device, "DEVICE", "auto, cpu, cuda or cuda:N", "auto"),
+    _Flag(
+        "dtype",
+        values.choice("auto", "float32", "bfloat16", "float16"),
+        "DTYPE",
+        "auto, float32, bfloat16 or float16",
+        "auto",
+    ),
+    _Flag(
+        "weights",
+        values.choice("auto", "int8"),
+        "BITS",
+        "auto, or int8 to round the linears on a CPU",
+        "auto",
+    ),
+    _Flag(
+        "cuda-graphs",
+        values.choice("auto", "off"),
+        "WHEN",
+        "auto, or off to launch each step by itself",
+        "auto",
+    ),
+    _Flag("device-memory", values.size, "SIZE", "device pool for KV cache and adapters, like 2GiB"),
+    _Flag("host-memory", values.size, "SIZE", "host memory for adapters"),
+    _Flag("disk-memory", values.size, "SIZE", "disk space for adapters"),
+    _Flag("cache-dir", values.place, "DIR", "where adapters are kept on disk (~/.cache/adex)"),
     _Flag(
         "local-adapter-root",
-        _folder,
+        values.folder,
         "DIR",
         "folder whose adapters may be served by name; repeatable",
         separator=os.pathsep,
     ),
     _Flag(
         "lora-modules",
-        _module,
+        values.module,
         "NAME=PATH",
         "adapter to serve under a name; repeatable, also from LORA_ADAPTERS",
         separator=",",
     ),
     _Flag(
         "adapter-source",
-        _adapter_source,
+        values.choice("local", "hub", "s3"),
         "SOURCE",
         "where adapters named without a source lie: local, hub or s3 (local)",
     ),
     _Flag(
         "s3-adapter-root",
-        _s3_root,
+        values.s3_root,
         "S3_URL",
         "s3://bucket/prefix whose adapters may be served; repeatable",
         separator=",",
     ),
     _Flag(
         "use-server-hf-token",
-        _switch,
+        values.switch,
         "",
         "let requests without api_token read what this server's HF_TOKEN may read",
         default=False,
         switch=True,
     ),
-    _Flag("max-batch-tokens", _count, "N", "tokens in one step at most"),
-    _Flag("max-sequences", _count, "N", "sequences in one step at most"),
+    _Flag("max-batch-tokens", values.count, "N", "tokens in one step at most"),
+    _Flag("max-sequences", values.count, "N", "sequences in one step at most"),
     _Flag("step-target-ms", str, "MS", "prompts are cut for steps of so long; auto or off"),
     _Flag(
         "metrics-compat",
@@ -278,14 +193,29 @@ _FLAGS = (
         "tell metrics under the names of vllm, tgi and lorax too; separated by commas",
     ),
     _Flag("otlp-endpoint", str, "URL", "where an OpenTelemetry collector takes traces over gRPC"),
-    _Flag("log-format", _log_format, "FORMAT", "text for people, json for one object a line"),
-    _Flag("log-level", _log_level, "LEVEL", "debug, info, warning or error"),
-    _Flag("drain-seconds", _seconds, "S", "how long running requests may finish at the end", 30.0),
+    _Flag(
+        "log-format",
+        values.choice("text", "json"),
+        "FORMAT",
+        "text for people, json for one object a line",
+    ),
+    _Flag("log-level", values.log_level, "LEVEL", "debug, info, warning or error"),
+    _Flag(
+        "drain-seconds",
+        values.seconds,
+        "S",
+        "how long running requests may finish at the end",
+        30.0,
+    ),
 )
+
+
+VARIABLES = frozenset(flag.variable for flag in _FLAGS)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `adex serve`; their values stay text until `read_options`."""
+    several: dict[str, Any] = {"action": "extend", "nargs": "+"}
     for flag in _FLAGS:
         shown = "" if flag.default in (None, False) else f" [{flag.default}]"
         if flag.switch:
@@ -298,10 +228,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             continue
         parser.add_argument(
             f"--{flag.name}",
-            action="append" if flag.separator else "store",
             metavar=flag.metavar,
             help=f"{flag.help}{shown} (env {flag.variable})".replace("%", "%%"),
+            **(several if flag.separator else {}),
         )
+    add_passed_flags(parser)
 
 
 def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> ServeOptions:
@@ -309,38 +240,38 @@ def read_options(flags: argparse.Namespace, environ: Mapping[str, str]) -> Serve
 
     Raises: CommandError naming the flag or variable, the value and what is accepted.
     """
-    values = {flag.name: _value(flag, flags, environ) for flag in _FLAGS}
-    modules = _modules(values["lora-modules"], environ)
-    model_id = values["model-id"] or _demo_model()
-    roots: list[Path] = values["local-adapter-root"]
+    told = {flag.name: _value(flag, flags, environ) for flag in _FLAGS}
+    modules = _modules(told["lora-modules"], environ)
+    model_id = told["model-id"] or _demo_model()
+    roots: list[Path] = told["local-adapter-root"]
     if not roots and Path(model_id) == _DEMO_MODEL and _DEMO_ADAPTERS.is_dir():
         roots = [_DEMO_ADAPTERS.resolve()]
     return ServeOptions(
         model_id=model_id,
-        host=values["host"],
-        port=values["port"],
-        grpc_port=values["grpc-port"],
-        device=values["device"],
-        dtype=values["dtype"],
-        device_memory=values["device-memory"],
-        host_memory=values["host-memory"],
-        disk_memory=values["disk-memory"],
-        cache_dir=values["cache-dir"],
+        host=told["host"],
+        port=told["port"],
+        grpc_port=told["grpc-port"],
+        device=told["device"],
+        dtype=told["dtype"],
+        device_memory=told["device-memory"],
+        host_memory=told["host-memory"],
+        disk_memory=told["disk-memory"],
+        cache_dir=told["cache-dir"],
         local_adapter_roots=tuple(roots),
         lora_modules=tuple(modules),
-        max_batch_tokens=values["max-batch-tokens"],
-        max_sequences=values["max-sequences"],
-        step_target_ms=values["step-target-ms"],
-        drain_seconds=values["drain-seconds"],
-        adapter_source=values["adapter-source"],
-        s3_adapter_roots=tuple(values["s3-adapter-root"]),
-        use_server_hf_token=values["use-server-hf-token"],
-        weights=values["weights"],
-        cuda_graphs=values["cuda-graphs"],
-        metrics_compat=values["metrics-compat"],
-        otlp_endpoint=values["otlp-endpoint"],
-        log_format=values["log-format"],
-        log_level=values["log-level"],
+        max_batch_tokens=told["max-batch-tokens"],
+        max_sequences=told["max-sequences"],
+        step_target_ms=told["step-target-ms"],
+        drain_seconds=told["drain-seconds"],
+        adapter_source=told["adapter-source"],
+        s3_adapter_roots=tuple(told["s3-adapter-root"]),
+        use_server_hf_token=told["use-server-hf-token"],
+        weights=told["weights"],
+        cuda_graphs=told["cuda-graphs"],
+        metrics_compat=told["metrics-compat"],
+        otlp_endpoint=told["otlp-endpoint"],
+        log_format=told["log-format"],
+        log_level=told["log-level"],
     )
 
 
@@ -351,7 +282,7 @@ def _value(flag: _Flag, flags: argparse.Namespace, environ: Mapping[str, str]) -
     if given is None:
         said_by, given = flag.variable, environ.get(flag.variable) or None
         # Kubernetes sets ADEX_PORT=tcp://... in every pod beside a service named adex.
-        if isinstance(given, str) and flag.read is _port and given.startswith("tcp://"):
+        if isinstance(given, str) and flag.read is values.port and given.startswith("tcp://"):
             given = None
         if isinstance(given, str) and flag.separator is not None:
             given = [part for part in given.split(flag.separator) if part.strip()]
@@ -381,15 +312,17 @@ def _modules(
             )
     parts = [part for part in environ.get("LORA_ADAPTERS", "").split(",") if part.strip()]
     others = (
-        cast("tuple[str, Path | str]", _read(_module, part, "LORA_ADAPTERS")) for part in parts
+        cast("tuple[str, Path | str]", _read(values.module, part, "LORA_ADAPTERS"))
+        for part in parts
     )
     return given + [(name, path) for name, path in others if name not in names]
 
 
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the children, without what their flags already say."""
-    said = {flag.variable for flag in _FLAGS} | {"LORA_ADAPTERS"}
-    return {name: value for name, value in environ.items() if name not in said}
+def child_environment(environ: Mapping[str, str], flags: argparse.Namespace) -> dict[str, str]:
+    """The environment of the children: without what their flags say, with what is passed on."""
+    said = VARIABLES | {"LORA_ADAPTERS"}
+    kept = {name: value for name, value in environ.items() if name not in said}
+    return kept | passed_environment(flags)
 
 
 def _demo_model() -> str:

@@ -128,7 +128,8 @@ class Supervisor:
             ended = f"the {role.name} ended with {how_it_ended(code)}"
             if code == EXIT_USAGE:
                 # Its flags or files are wrong and stay wrong, so that another try would be in vain.
-                raise CommandError(f"{ended}: {child.last_line or 'it said nothing'}")
+                what = f"{ended}: {child.last_line or 'it said nothing'}"
+                raise CommandError(what, exit_code=EXIT_USAGE)
             wait_s = restarts.wait_s(asyncio.get_running_loop().time())
             if wait_s is None:
                 often = f"{self._limits.restarts_max} restarts in {self._limits.window_s:g} s"

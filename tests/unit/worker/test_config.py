@@ -61,6 +61,10 @@ def test_roots_are_given_by_repeated_flags_or_separated_by_colons(tmp_path: Path
     assert parse_options([], by_environment).local_adapter_roots == (one, two)
 
 
+def test_kubernetes_own_variable_is_not_taken_for_a_port() -> None:
+    assert parse_options([], {**ENV, "ADEX_METRICS_PORT": "tcp://10.0.0.1:80"}).metrics_port == 0
+
+
 @pytest.mark.parametrize("listen", ["", "localhost", "unix:relative", "unix:///", "host:port"])
 def test_an_address_nobody_can_listen_on_is_refused(listen: str) -> None:
     with pytest.raises(ValidationError, match="no address"):

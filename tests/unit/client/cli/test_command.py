@@ -294,3 +294,13 @@ def test_a_line_holds_the_remedy_once_and_no_line_break() -> None:
     assert one_line("a\nb.", "Send c.") == "adex: a b (send c)"
     assert one_line("a. Send c.", "Send c") == "adex: a. Send c"
     assert one_line("a", "HTTP it is") == "adex: a (HTTP it is)"
+
+
+def test_a_flag_that_a_command_does_not_know_leads_to_its_own_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--max-loras", "4"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told == "adex: unrecognized arguments: --max-loras 4 (`adex serve --help` tells more)\n"

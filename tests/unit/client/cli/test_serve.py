@@ -1,5 +1,6 @@
 """`adex serve` as a process of its own, with stand-ins for the worker and the scheduler."""
 
+import json
 import os
 import signal
 import socket
@@ -117,13 +118,27 @@ def test_nothing_outlives_a_launcher_that_was_killed(
         until(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_wrong_flags_of_a_child_end_it_in_one_line(
+def test_wrong_flags_of_a_child_end_it_in_one_line_as_wrong_usage(
     stage: Path, stage_environment: dict[str, str]
 ) -> None:
     with launched(stage, stage_environment, scheduler="refuse") as serve:
-        assert serve.process.wait(timeout=10.0) == 1
+        assert serve.process.wait(timeout=10.0) == 2
     last = serve.written().splitlines()[-1]
     assert last.startswith("adex: the scheduler ended with exit code 2")
+
+
+def test_for_machines_every_line_of_its_own_is_a_json_object(
+    stage: Path, stage_environment: dict[str, str], until: Until
+) -> None:
+    with launched(stage, stage_environment, "--log-format", "json") as serve:
+        until(lambda: "adex is ready" in serve.written())
+        serve.process.send_signal(signal.SIGTERM)
+        assert serve.process.wait(timeout=10.0) == 0
+    lines = serve.written().splitlines()
+    # The stand-ins know nothing of formats.
+    own = [json.loads(line) for line in lines if not line.endswith("says hello")]
+    assert [each["message"].split()[0] for each in own] == ["adex", "SIGTERM:"]
+    assert all(each.keys() == {"time", "level", "logger", "message"} for each in own)
 
 
 def test_a_port_in_use_is_told_before_anything_starts(

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adex.cli.failure import EXIT_USAGE, CommandError
+from adex.cli.flag_values import bytes_of_size
+from adex.cli.passed_flags import unknown_variables
 from adex.cli.serve_options import (
+    VARIABLES,
     ServeOptions,
     add_flags,
-    bytes_of_size,
     child_environment,
     read_options,
 )
@@ -147,15 +149,62 @@ def test_tgis_variable_adds_modules_and_a_flag_of_the_same_name_wins(adapter: Pa
     assert given.lora_modules == (("a", adapter), ("b", other))
 
 
+def children_see(*arguments: str, **environ: str) -> dict[str, str]:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return child_environment(environ, parser.parse_args([*arguments]))
+
+
 def test_the_children_do_not_read_again_what_their_flags_say() -> None:
     environ = {"ADEX_PORT": "1", "LORA_ADAPTERS": "a=b", "HF_TOKEN": "t", "ADEX_OTHER": "x"}
-    assert child_environment(environ) == {"HF_TOKEN": "t", "ADEX_OTHER": "x"}
+    assert children_see(**environ) == {"HF_TOKEN": "t", "ADEX_OTHER": "x"}
+
+
+def test_a_flag_of_one_process_travels_as_its_variable_and_wins_over_it() -> None:
+    flags = ("--max-waiting", "5", "--served-model-name", "a", "b", "--open-admin")
+    told = {"ADEX_MAX_WAITING": "5", "ADEX_SERVED_MODEL_NAME": "a,b", "ADEX_OPEN_ADMIN": "on"}
+    assert children_see(*flags, ADEX_MAX_WAITING="9", ADEX_THREADS="2") == {
+        **told,
+        "ADEX_THREADS": "2",
+    }
+
+
+def test_a_key_stands_on_no_childs_command_line() -> None:
+    given = options("--admin-key", "secret")
+    commands = given.worker_arguments("unix:///w.sock") + given.scheduler_arguments("unix:///s")
+    assert "secret" not in commands
+    assert children_see("--admin-key", "secret") == {"ADEX_ADMIN_KEY": "secret"}
+
+
+def test_several_modules_stand_behind_one_flag_also_as_vllm_writes_them(adapter: Path) -> None:
+    json_module = f'{{"name": "b", "path": "{adapter}", "base_model_name": "m"}}'
+    given = options("--lora-modules", f"a={adapter}", json_module, "--lora-modules", "c=hf://o/n")
+    assert given.lora_modules == (("a", adapter), ("b", adapter), ("c", "hf://o/n"))
+
+
+def test_a_variable_that_nobody_reads_is_told_with_the_one_it_may_mean() -> None:
+    environ = {"ADEX_MAX_SEQUENCE": "3", "ADEX_XYZZY": "1", "ADEX_THREADS": "1", "HOME": "/"}
+    unknown = unknown_variables(environ, VARIABLES)
+    assert unknown == {"ADEX_MAX_SEQUENCE": "ADEX_MAX_SEQUENCES", "ADEX_XYZZY": None}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ADEX_SERVICE_HOST", "ADEX_SERVICE_PORT", "ADEX_SERVICE_PORT_HTTP", "ADEX_PORT"),
+        *("ADEX_PORT_8080_TCP", "ADEX_PORT_8080_TCP_ADDR", "ADEX_WORKER_PORT_50051_TCP_PROTO"),
+    ],
+)
+def test_what_kubernetes_says_of_services_is_no_mistake(name: str) -> None:
+    assert unknown_variables({name: "x"}, VARIABLES) == {}
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--port", "http"), "--port"),
+        (("--port", "http"), "--port: 'http' is no whole number"),
+        (("--max-sequences", "few"), "--max-sequences: 'few' is no whole number"),
+        (("--drain-seconds", "soon"), "--drain-seconds: 'soon' is no number of seconds"),
         (("--port", "70000"), "70000 is no port"),
         (("--max-sequences", "0"), "0 is too few"),
         (("--device", "tpu"), "'tpu' is none of auto, cpu, cuda"),
@@ -165,6 +214,9 @@ def test_the_children_do_not_read_again_what_their_flags_say() -> None:
         (("--local-adapter-root", "/nowhere/at/all"), "/nowhere/at/all is no folder"),
         (("--lora-modules", "tone"), "'tone' must be name=path"),
         (("--lora-modules", "a=/", "--lora-modules", "a=/tmp"), "'a' is given twice"),
+        (("--lora-modules", '{"name": "a"'), "begins like JSON and is none"),
+        (("--lora-modules", '{"name": "a"}'), 'must be {"name": ..., "path": ...}'),
+        (("--lora-modules", '{"name": "a", "path": "/", "rank": 8}'), "has rank, which no module"),
     ],
 )
 def test_a_wrong_value_is_named_before_anything_starts(
