@@ -47,9 +47,10 @@ class Happening(Enum):
 class Entry:
     """One line. `number` grows with every change of the log, so that a reader knows what is new.
 
-    `key` is a name anybody may see, or None; `tier` is where an adapter came to, or left; `code`
-    and `reason` say why something failed; `seconds` is how long a move took, 0 where that is not
-    known; `times` how often the same happened in a row.
+    `key` is a name that was asked for without a credential, or None. Without a `digest` it has
+    meant nothing yet, and may be a private one all the same. `tier` is where an adapter came to, or
+    left; `code` and `reason` say why something failed; `seconds` is how long a move took, 0 where
+    that is not known; `times` how often the same happened in a row.
     """
 
     number: int
@@ -108,11 +109,14 @@ class Journal:
         second.firsts += 1
         second.first_s += waited_s
 
-    def failed(self, key: AdapterKey | None, code: str, now: float) -> None:
-        """A request for `key` ended with an error, before or after its first token."""
+    def failed(self, key: AdapterKey | None, digest: str, code: str, now: float) -> None:
+        """A request for `key` ended with an error, before or after its first token.
+
+        `digest` is the version it was bound to, "" for none.
+        """
         self._second(now).refused += 1
         shown = None if key is None or key.tenant else key
-        self._add(Entry(0, now, Happening.REQUEST_FAILED, shown, code=code))
+        self._add(Entry(0, now, Happening.REQUEST_FAILED, shown, digest, code=code))
 
     def stepped(self, outcome: StepOutcome, now: float) -> None:
         """The worker answered a step."""
@@ -135,7 +139,9 @@ class Journal:
                     self._add(Entry(0, now, what, event.key, digest, Tier.DISK, seconds=seconds))
             case FetchFailed():
                 key = None if event.key.tenant else event.key
-                self._add_failure(key, "", Tier.DISK, event.error, seconds, now)
+                alias = core.residency.names.get(event.key)
+                digest = (alias.digest if alias else None) or ""
+                self._add_failure(key, digest, Tier.DISK, event.error, seconds, now)
             case Moved():
                 what = Happening.STAGED if event.tier is Tier.HOST else Happening.PAGED_IN
                 key = _name_of(core, event.digest)

@@ -124,10 +124,10 @@ class Recorder:
         """One line for each sequence that ended: never its text, never a private name."""
         journey = stream.journey
         journey.ended_s, journey.end = self._clock(), how
-        if stream.error is not None:
-            self._journal.failed(stream.request.key, how, journey.ended_s)
         if not journey.admissions and books is not None:
             self._note_adapter(stream, books)
+        if stream.error is not None:
+            self._journal.failed(stream.request.key, journey.digest, how, journey.ended_s)
         if not _LOG.isEnabledFor(logging.INFO):
             return
         adapter = "base" if stream.request.key is None else journey.digest or "unresolved"

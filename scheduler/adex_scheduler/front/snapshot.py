@@ -1,7 +1,9 @@
 """What the page at /ui is told: a scene as JSON, whole or as what changed since another; pure.
 
 It names what /v1/models names too, and nothing else: an adapter without a public name appears by
-the beginning of its digest. Texts, tokens and tenants do not appear at all.
+the beginning of its digest, and a name that neither is listed nor has meant anything not at all,
+for it may be a private one that was asked for without its credential. Texts, tokens and tenants do
+not appear either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,7 @@ from functools import cached_property
 
 from adex_proto.adapter import AdapterKey
 from adex_scheduler.core.page_map import PageMap
-from adex_scheduler.core.picture import AdapterView, Picture
+from adex_scheduler.core.picture import AdapterView, QueueView
 from adex_scheduler.engine import Entry, Scene, Second
 from adex_scheduler.front.tenants import Directory
 
@@ -62,8 +64,21 @@ class Snapshot:
         """The adapters used last, by id."""
         if self.scene is None:
             return {}
-        tiles = [_tile(view, self.labels) for view in self.scene.picture.adapters]
+        views = self.scene.picture.adapters
+        named = [(view, self.name(view.key, view.digest)) for view in views]
+        tiles = [_tile(view, name) for view, name in named if view.digest or name]
         return {str(tile["id"]): tile for tile in tiles}
+
+    def name(self, key: AdapterKey | None, digest: str) -> str | None:
+        """The key's label, where anybody may read it; `digest` is what it has come to mean."""
+        if key is None:
+            return None
+        label = self.labels.of(key)
+        return label if digest or label in self._listed else None
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        return frozenset(self.known)
 
     @cached_property
     def whole(self) -> Json:
@@ -72,12 +87,12 @@ class Snapshot:
         if self.scene is None:
             return told | {"connected": False}
         return told | {
-            **_state(self.scene, self.labels),
+            **self._state(self.scene),
             "server": _server(self.scene, self.model),
             "tiles": list(self.tiles.values()),
             "gone": [],
             "map": _map(self.scene.picture.map),
-            "log": [_entry(entry, self.labels) for entry in self.scene.entries],
+            "log": [self._entry(entry) for entry in self.scene.entries],
             "seconds": [_second(second) for second in self.scene.seconds],
         }
 
@@ -86,7 +101,7 @@ class Snapshot:
         scene, old = self.scene, before.scene
         if scene is None or old is None or scene.info != old.info:
             return self.whole
-        told = _state(scene, self.labels)
+        told = self._state(scene)
         told["tiles"] = [t for key, t in self.tiles.items() if before.tiles.get(key) != t]
         told["gone"] = [key for key in before.tiles if key not in self.tiles]
         if scene.picture.map != old.picture.map:
@@ -94,13 +109,20 @@ class Snapshot:
         if self.known is not before.known:
             told["source"] = self._source()
         seen = old.entries[-1].number if old.entries else 0
-        told["log"] = [_entry(e, self.labels) for e in scene.entries if e.number > seen]
+        told["log"] = [self._entry(entry) for entry in scene.entries if entry.number > seen]
         again = old.picture.at - _SECONDS_AGAIN
         told["seconds"] = [_second(second) for second in scene.seconds if second.at >= again]
         return told
 
     def _source(self) -> Json:
         return {"count": len(self.known), "names": self.known[:SOURCE_NAMES_MAX]}
+
+    def _state(self, scene: Scene) -> Json:
+        queues = [_queue(one, self.name(one.key, one.digest)) for one in scene.picture.queues]
+        return {**_state(scene), "queues": queues}
+
+    def _entry(self, entry: Entry) -> Json:
+        return _entry(entry, self.name(entry.key, entry.digest))
 
 
 def _server(scene: Scene, model: str) -> Json:
@@ -119,7 +141,7 @@ def _server(scene: Scene, model: str) -> Json:
     }
 
 
-def _state(scene: Scene, labels: Labels) -> Json:
+def _state(scene: Scene) -> Json:
     """What is small or changes all the time."""
     picture = scene.picture
     return {
@@ -151,31 +173,26 @@ def _state(scene: Scene, labels: Labels) -> Json:
             [_id(one.digest), one.prompt, one.computed, one.written, one.written_max]
             for one in picture.sequences
         ],
-        "queues": _queues(picture, labels),
     }
 
 
-def _queues(picture: Picture, labels: Labels) -> list[Json]:
-    return [
-        {
-            "tenant": queue.tenant,
-            "id": _id(queue.digest),
-            "name": labels.of(queue.key) if queue.key else None,
-            "base": queue.base,
-            "waiting": queue.waiting,
-            "for_adapter": queue.for_adapter,
-            "since": round(queue.since, 3),
-        }
-        for queue in picture.queues
-    ]
+def _queue(queue: QueueView, name: str | None) -> Json:
+    return {
+        "tenant": queue.tenant,
+        "id": _id(queue.digest),
+        "name": name,
+        "base": queue.base,
+        "waiting": queue.waiting,
+        "for_adapter": queue.for_adapter,
+        "since": round(queue.since, 3),
+    }
 
 
 def _id(digest: str) -> str:
     return digest[:_ID_CHARACTERS]
 
 
-def _tile(view: AdapterView, labels: Labels) -> Json:
-    name = labels.of(view.key) if view.key else None
+def _tile(view: AdapterView, name: str | None) -> Json:
     return {
         # A name without a version has nothing else to be told apart by.
         "id": _id(view.digest) or f"?{name}",
@@ -218,16 +235,17 @@ def _sixteenths(pages: int, cell_pages: int) -> str:
     return _SIXTEENTHS[-(-pages * 16 // cell_pages)]
 
 
-def _entry(entry: Entry, labels: Labels) -> Json:
+def _entry(entry: Entry, name: str | None) -> Json:
     return {
         "n": entry.number,
         "at": round(entry.at, 3),
         "what": entry.what.value,
-        "name": labels.of(entry.key) if entry.key else None,
+        "name": name,
         "id": _id(entry.digest),
         "tier": entry.tier.name.lower(),
         "code": entry.code,
-        "reason": entry.reason,
+        # It may hold the name.
+        "reason": entry.reason if name or entry.key is None else "",
         "seconds": round(entry.seconds, 4),
         "times": entry.times,
     }

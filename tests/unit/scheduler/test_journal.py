@@ -61,7 +61,7 @@ def test_a_failure_says_why_and_of_a_private_name_only_its_code() -> None:
     told(journal, FetchFailed(key("tone"), error), desk, 1.0)
     told(journal, FetchFailed(PRIVATE, error), desk, 2.0)
     told(journal, MoveFailed("unknown", Tier.HOST, error), desk, 3.0)
-    journal.failed(PRIVATE, AdapterNotFound.code, 4.0)
+    journal.failed(PRIVATE, "", AdapterNotFound.code, 4.0)
     public, *private = journal.entries
     assert (public.key, public.code) == (key("tone"), "source_unavailable")
     assert public.reason == error.message
@@ -87,7 +87,7 @@ def test_a_private_adapter_that_arrives_is_known_by_its_digest_only() -> None:
 def test_a_storm_of_one_kind_is_one_line_that_counts() -> None:
     journal = Journal()
     for number in range(1000):
-        journal.failed(None, Overloaded.code, number / 100)
+        journal.failed(None, "", Overloaded.code, number / 100)
     [entry] = journal.entries
     assert (entry.times, entry.number, entry.code) == (1000, 1000, "overloaded")
 
@@ -95,7 +95,7 @@ def test_a_storm_of_one_kind_is_one_line_that_counts() -> None:
 def test_the_log_and_the_rates_are_bounded() -> None:
     desk, journal = Desk(), Journal()
     for number in range(5000):
-        journal.failed(key(f"a{number}"), Overloaded.code, float(number))
+        journal.failed(key(f"a{number}"), "", Overloaded.code, float(number))
         told(journal, Fetched(key("b"), AdapterVersion(f"{number}", 1, 1, 1)), desk, 0.0)
     assert len(journal.entries) == ENTRIES_MAX
     assert len(journal.seconds) == SECONDS_MAX

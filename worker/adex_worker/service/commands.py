@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import AdexError, ProtocolViolation, ServerError
+from adex_proto.errors import (
+    AdapterMalformed,
+    AdapterMismatch,
+    AdapterTooLarge,
+    AdapterUnsupported,
+    AdexError,
+    ProtocolViolation,
+    RankTooLarge,
+    ServerError,
+)
 from adex_proto.outcome import (
     AdapterEvent,
     Evicted,
@@ -39,6 +48,14 @@ _NAMES: dict[type[AdapterCommand], str] = {
     Evict: "evict",
 }
 COMMANDS_UNDER_WAY_MAX = 16384
+# What is said of an adapter whose files were there to be read.
+_READ = (
+    AdapterMalformed,
+    AdapterMismatch,
+    AdapterTooLarge,
+    AdapterUnsupported,
+    RankTooLarge,
+)
 
 
 class Store(Protocol):
@@ -89,7 +106,7 @@ class CommandPools:
                 self._pools[type(command)], self._perform, command, leave
             )
         except AdexError as error:
-            _LOG.info("%s: %s", _described(command), error.code)
+            _LOG.info("%s", _told(command, error))
             return _failed(command, error)
         except Exception as error:
             _LOG.exception("%s failed", _described(command))
@@ -214,11 +231,22 @@ def _failed(command: AdapterCommand, error: AdexError) -> FetchFailed | MoveFail
             return MoveFailed(digest, tier, error)
 
 
+def _told(command: AdapterCommand, error: AdexError) -> str:
+    """A failure in words fit for a log; of files that everybody may read, also whose and why."""
+    if isinstance(command, Fetch) and command.key.tenant == "" and isinstance(error, _READ):
+        return f"fetch of {command.key.name!r}: {error.code}: {' '.join(error.message.split())}"
+    return f"{_described(command)}: {error.code}"
+
+
 def _described(command: AdapterCommand) -> str:
-    """The command in words fit for a log: a tenant's adapter names stay out of it."""
+    """The command in words fit for a log.
+
+    A name stays out of it: until it has meant something it may be a private one, asked for without
+    its credential.
+    """
     match command:
         case Fetch(key):
-            return f"fetch of {key.name!r}" if key.tenant == "" else "fetch of a tenant's adapter"
+            return f"fetch of an adapter from {key.source}"
         case Stage(digest):
             return f"stage of {digest[:12]}"
         case PageIn(digest, slot):

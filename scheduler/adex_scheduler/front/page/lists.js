@@ -91,7 +91,7 @@ export class Lists {
     say(this.queueCount, told.waiting ? `${count(told.waiting)} waiting` : "nobody waits");
     fill(this.queue, told.queues, queueRow, (row, queue) => {
       const [key, known] = queue.base ? this.#known("") : this.#known(queue.id);
-      const name = queue.name ?? (queue.base || queue.id ? known : "private, not resolved yet");
+      const name = queue.name ?? (queue.base || queue.id ? known : "not resolved yet");
       const [mark, label, tally, since] = row.children;
       mark.style.backgroundColor = colourOf(queue.name ?? key);
       say(label, name);
@@ -139,6 +139,7 @@ export class Lists {
   }
 }
 
+const ARRIVALS = { device: "on the device", host: "in host memory", disk: "on disk" };
 const TIER_WORDS = { device: "the device", host: "host memory", disk: "the disk", absent: "its source" };
 
 function words(entry) {
@@ -153,7 +154,7 @@ function words(entry) {
     case "evicted":
       return `evicted from ${TIER_WORDS[entry.tier]}`;
     case "load_failed":
-      return entry.id || entry.name ? `did not arrive in ${TIER_WORDS[entry.tier]}` : "a private adapter did not arrive";
+      return entry.id || entry.name ? `did not arrive ${ARRIVALS[entry.tier]}` : "An adapter did not arrive";
     case "request_failed":
       return entry.id || entry.name ? "request failed" : "Request failed";
     case "worker_lost":

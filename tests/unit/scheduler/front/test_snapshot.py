@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from adex_proto.adapter import AdapterKey
-from adex_proto.errors import Overloaded
+from adex_proto.errors import AdapterNotFound, Overloaded
+from adex_proto.outcome import FetchFailed
 from adex_scheduler.core.picture import ADAPTERS_MAX, picture_of
 from adex_scheduler.engine import Scene
 from adex_scheduler.engine.journal import Journal
@@ -85,12 +86,12 @@ def test_a_line_of_the_log_is_told_once_and_again_when_it_counts_on() -> None:
     desk, journal = Desk(), Journal()
     from_start = snapshot(desk, journal)
     for _ in range(2):
-        journal.failed(None, FULL, 1.0)
+        journal.failed(None, "", FULL, 1.0)
     first = snapshot(desk, journal)
     [line] = first.since(from_start)["log"]
     assert (line["n"], line["times"]) == (2, 2)
     assert snapshot(desk, journal).since(first)["log"] == []
-    journal.failed(None, FULL, 2.0)
+    journal.failed(None, "", FULL, 2.0)
     [line] = snapshot(desk, journal).since(first)["log"]
     assert line["times"] == 3
 
@@ -106,7 +107,7 @@ def test_a_whole_snapshot_of_ten_thousand_adapters_stays_below_150_kilobytes() -
         if number % 500 == 499:
             desk.settle()
     for number in range(1000):
-        journal.failed(AdapterKey("", "local", f"a{number}"), FULL, number / 10)
+        journal.failed(AdapterKey("", "local", f"a{number}"), "", FULL, number / 10)
     whole = snapshot(desk, journal).whole
     assert len(whole["tiles"]) == ADAPTERS_MAX
     told = frame(whole)
@@ -128,3 +129,21 @@ def test_the_name_of_a_private_adapter_is_in_no_frame() -> None:
         assert b"abcd" not in frame(told)
     [tile] = running.tiles.values()
     assert (tile["id"], tile["name"], tile["running"]) == ("5" * 12, None, 1)
+
+
+def test_a_name_that_means_nothing_is_in_no_frame_unless_it_is_listed() -> None:
+    desk, journal = Desk(), Journal()
+    secret, listed = AdapterKey("", "hub", "org/secret"), AdapterKey("", "local", "/adapters/tone")
+    for key in (secret, listed):
+        desk.arrive(key)
+    waiting = snapshot(desk, journal, ("tone",))
+    for key in (secret, listed):
+        journal.failed(key, "", AdapterNotFound.code, 1.0)
+        journal.answered(FetchFailed(key, AdapterNotFound(key.name)), None, desk.core, 1.0)
+    desk.settle_commands()
+    failed = snapshot(desk, journal, ("tone",))
+    for told in (waiting.whole, failed.whole, failed.since(waiting)):
+        assert b"secret" not in frame(told)
+    assert [tile["name"] for tile in waiting.tiles.values()] == ["tone"]
+    assert [tile["name"] for tile in failed.tiles.values()] == ["tone"]
+    assert [line["name"] for line in failed.whole["log"]] == [None, None, "tone", "tone"]

@@ -7,7 +7,15 @@ import threading
 import pytest
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import AdapterNotFound, ProtocolViolation, ServerError
+from adex_proto.errors import (
+    AdapterForbidden,
+    AdapterMismatch,
+    AdapterNotFound,
+    AdexError,
+    ProtocolViolation,
+    ServerError,
+    SourceUnavailable,
+)
 from adex_proto.outcome import (
     AdapterEvent,
     Evicted,
@@ -184,13 +192,23 @@ async def test_commands_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     await commands.settle()
 
 
-@pytest.mark.parametrize(("tenant", "is_shown"), [("", True), ("acme", False)])
-async def test_the_log_names_nobodys_adapters_but_everybodys(
-    caplog: pytest.LogCaptureFixture, tenant: str, is_shown: bool
+@pytest.mark.parametrize(
+    ("tenant", "error", "is_shown"),
+    [
+        ("", AdapterMismatch("secret-name has 3 layers"), True),
+        ("acme", AdapterMismatch("secret-name has 3 layers"), False),
+        # It may be a private one, asked for without its credential.
+        ("", AdapterNotFound("no secret-name"), False),
+        ("", AdapterForbidden("secret-name is gated"), False),
+        ("", SourceUnavailable("no word of secret-name"), False),
+    ],
+)
+async def test_the_log_names_the_adapters_that_everybody_may_read_and_no_others(
+    caplog: pytest.LogCaptureFixture, tenant: str, error: AdexError, is_shown: bool
 ) -> None:
     caplog.set_level(logging.DEBUG)
     store, answers = FakeStore(), list[AdapterEvent]()
-    store.failures["fetch"] = AdapterNotFound("gone")
+    store.failures["fetch"] = error
     commands = Commands(CommandPools(store), answers.append)
     commands.submit(Fetch(key("secret-name", tenant)))
     await settled(commands, answers, 1)
