@@ -68,7 +68,7 @@ def test_every_matrix_is_found_in_its_view_and_the_rest_is_zero(
         saved = load_file(Path(folder) / "adapter_model.safetensors")
     elements = pack(adapter, torch.float32)
     slots = ResidentSlots()
-    slots.publish(1, elements, adapter.layout)
+    slots.publish(1, elements, adapter.form.layout)
     for layer in range(shape.layers):
         for group in Group:
             weights = slots.group(1, layer, group)

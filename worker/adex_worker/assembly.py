@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from adex_kernels.native import library
 from adex_kernels.native.panels import Weight
 from adex_proto.errors import AdexError, ValidationError
 from adex_proto.outcome import WorkerInfo
@@ -153,6 +154,7 @@ def _store(options: WorkerOptions, decoder: Decoder, budget: Budget, arena: Aren
     dtype_name = str(dtype).removeprefix("torch.")
     bundle_bytes_max = min(budget.host_bytes, budget.disk_bytes, budget.pool_bytes)
     disk = DiskTier(options.cache_dir, fingerprint_of(shape, dtype_name))
+    kernels = library.registered()
     bringing = IntakeOptions(
         cache_dir=options.cache_dir,
         local_roots=options.local_adapter_roots,
@@ -160,6 +162,7 @@ def _store(options: WorkerOptions, decoder: Decoder, budget: Budget, arena: Aren
         use_server_hf_token=options.use_server_hf_token,
         limits=Limits(shape, dtype.itemsize, options.rank_max, bundle_bytes_max),
         dtype=dtype_name,
+        kernels=kernels.path if kernels else None,
         log_level=options.log_level,
         log_format=options.log_format,
     )

@@ -3,7 +3,6 @@
 What is missing or fails costs speed, never service: the reason is logged, and torch computes.
 """
 
-import ctypes
 import hashlib
 import logging
 import os
@@ -36,7 +35,7 @@ FLAGS = (
 _COMPILE_S_MAX = 300.0
 # Libraries in one folder; another comes with each change of compiler, processor or source.
 _KEPT_MAX = 16
-_UNITS = ("choice.c", "lora.c", "step.c")
+_UNITS = ("choice.c", "lora.c", "pack.c", "step.c")
 # Of /proc/cpuinfo, on x86 and on ARM.
 _PROCESSOR_KEYS = (
     "vendor_id",
@@ -60,7 +59,7 @@ def load(*cache_dirs: Path) -> str:
         return "torch"
     try:
         folders = dict.fromkeys(each / "native" for each in cache_dirs)
-        found = library.Library(ctypes.CDLL(str(_compiled(tuple(folders)))))
+        found = library.Library(_compiled(tuple(folders)))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         _LOG.info("steps stay with torch, which is slower: %s", _reason(error))
         return "torch"

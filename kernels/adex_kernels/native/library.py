@@ -4,6 +4,7 @@ Until a library is registered torch answers. Nothing in here compiles, or looks 
 """
 
 import ctypes
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "f
 class Functions:
     """What the C files export for one element type; arguments are structs by address."""
 
-    __slots__ = ("greedy", "linear", "log_totals", "lora_add", "step")
+    __slots__ = ("greedy", "linear", "log_totals", "lora_add", "pack", "step")
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         """Raises AttributeError when the library is not ours."""
@@ -46,13 +47,19 @@ class Functions:
             ctypes.c_int64,
         )
         self.log_totals.restype = None
+        self.pack = library[f"adex_pack_{name}"]
+        self.pack.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+        self.pack.restype = ctypes.c_int
 
 
 class Library:
-    """The functions by type, and the vector instructions they were compiled for."""
+    """The functions by type in the file at `path`, and the vector instructions they were compiled
+    for."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        """Raises AttributeError when the library is not ours."""
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when it cannot be loaded, AttributeError when the library is not ours."""
+        library = ctypes.CDLL(str(path))
+        self.path = path
         self._functions = {dtype: Functions(library, name) for dtype, name in TYPES.items()}
         target = library.adex_target_float32
         target.argtypes, target.restype = (), ctypes.c_char_p

@@ -89,15 +89,17 @@ INLINE f32 load_floats(const void *from, int64_t count) {
     return value;
 }
 
-INLINE f32 load(const char *from, int64_t count) {
-    if (TYPE == FLOAT32)
+INLINE f32 load_as(int type, const char *from, int64_t count) {
+    if (type == FLOAT32)
         return load_floats(from, count);
     u16 bits = {0};
     memcpy(&bits, from, count * 2);
-    if (TYPE == FLOAT16)
+    if (type == FLOAT16)
         return from_half(bits);
     return (f32)(lengthened(bits) << 16);
 }
+
+INLINE f32 load(const char *from, int64_t count) { return load_as(TYPE, from, count); }
 
 INLINE void store_floats(void *to, f32 value, int64_t count) { memcpy(to, &value, count * 4); }
 

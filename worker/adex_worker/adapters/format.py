@@ -8,20 +8,19 @@ from dataclasses import dataclass
 
 import torch
 
-from adex_kernels.layout import BundleLayout, ModelShape, Module, bundle_layout
+from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
 from adex_worker.adapters.byte_views import Digest, byte_view, digest_of_content, read_into
 from adex_worker.adapters.core.config import CONFIG_FILE, check_config_bytes, parse_config
+from adex_worker.adapters.core.form import Form, form_of
 from adex_worker.adapters.core.header import (
     ELEMENT_BYTES,
     HEADER_BYTES_MAX,
     LENGTH_BYTES,
     WEIGHTS_FILE,
     header_length,
-    parse_header,
 )
-from adex_worker.adapters.core.terms import LowRankTerm, low_rank_terms
 from adex_worker.adapters.sources.source import Resolved, Source
 
 
@@ -46,13 +45,8 @@ class CheckedAdapter:
     """An adapter whose every tensor is accounted for. `weights` is the file, [bytes] uint8."""
 
     version: AdapterVersion
-    terms: tuple[LowRankTerm, ...]
-    layout: BundleLayout
+    form: Form
     weights: torch.Tensor
-
-    @property
-    def ranks(self) -> dict[tuple[int, Module], int]:
-        return {(term.layer, term.module): term.rank for term in self.terms}
 
 
 def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedAdapter:
@@ -62,7 +56,8 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
     SourceUnavailable when a file cannot be read or changes underneath.
     """
     config_text = _read_config(source, resolved)
-    config = parse_config(config_text)
+    # Whatever it alone is refused for is known before the weights are asked for.
+    parse_config(config_text)
     digest = digest_of_content()
     digest.update(len(config_text).to_bytes(8, "little") + config_text)
     size = _file_bytes(resolved, WEIGHTS_FILE)
@@ -70,12 +65,8 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
     with source.open(resolved, WEIGHTS_FILE) as stream:
         first = _read(stream, min(size, LENGTH_BYTES), WEIGHTS_FILE)
         header = _read(stream, header_length(first, size), WEIGHTS_FILE)
-        entries = parse_header(header, size)
-        terms = low_rank_terms(entries, config, limits.shape, limits.rank_max)
-        layout = bundle_layout(
-            limits.shape, {(term.layer, term.module): term.rank for term in terms}
-        )
-        bundle_bytes = layout.elements * limits.element_bytes
+        form = form_of(config_text, header, size, limits.shape, limits.rank_max)
+        bundle_bytes = form.layout.elements * limits.element_bytes
         _check_size(bundle_bytes, limits)
         # Uninitialised memory: every byte of it is read from the file.
         weights = torch.empty(size, dtype=torch.uint8)
@@ -87,8 +78,9 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
             raise _changed(WEIGHTS_FILE)
     if not source.unchanged(resolved):
         raise _changed(resolved.key.name)
-    version = AdapterVersion(digest.hexdigest(), bundle_bytes, layout.rank_max, len(terms))
-    return CheckedAdapter(version, terms, layout, weights)
+    rank_max, modules = form.layout.rank_max, len(form.terms)
+    version = AdapterVersion(digest.hexdigest(), bundle_bytes, rank_max, modules)
+    return CheckedAdapter(version, form, weights)
 
 
 def _read_config(source: Source, resolved: Resolved) -> bytes:

@@ -153,7 +153,7 @@ class Intake:
                 adapter.version,
                 fingerprint_of(self._limits.shape, dtype_name),
                 dtype_name,
-                adapter.ranks,
+                adapter.form.ranks,
                 checksum_of(elements),
             )
             with permission(digest):

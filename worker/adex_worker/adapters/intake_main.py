@@ -16,12 +16,13 @@ import sys
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import BinaryIO, NoReturn
 
 import torch
 
+from adex_kernels.native import library
 from adex_proto.adapter import Tier
 from adex_proto.codec import ToWorkerMessage, Up, decode_to_worker, encode_from_worker
 from adex_proto.errors import AdexError, ProtocolViolation, ServerError
@@ -141,6 +142,10 @@ def _give_up(error: BaseException) -> NoReturn:
 
 def _intake(options: IntakeOptions) -> Intake:
     configure_logging(options.log_level, options.log_format)
+    if options.kernels is not None:
+        # The worker has just loaded the same file; where it has gone since, torch does as well.
+        with suppress(OSError, AttributeError):
+            library.register(library.Library(options.kernels))
     sources = served_sources(
         options.cache_dir,
         options.local_roots,

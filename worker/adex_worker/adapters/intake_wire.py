@@ -41,7 +41,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class IntakeOptions:
-    """What the process must know. `dtype` is the serving type's name."""
+    """What the process must know.
+
+    `dtype` is the serving type's name, `kernels` the compiled kernels where the worker has some.
+    """
 
     cache_dir: Path
     local_roots: tuple[Path, ...]
@@ -49,6 +52,7 @@ class IntakeOptions:
     use_server_hf_token: bool
     limits: Limits
     dtype: str
+    kernels: Path | None
     log_level: str
     log_format: LogFormat
 

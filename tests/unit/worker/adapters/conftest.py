@@ -1,6 +1,8 @@
 """A worker's adapter store over a temporary disk, a small model's shape and a small arena."""
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ import pytest
 import torch
 
 from adex_kernels.layout import ModelShape
+from adex_kernels.native import library
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdexError
+from adex_worker import native
 from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.store import AdapterStore
+from adex_worker.config import default_cache_dir
 from adex_worker.testing import adapter_store, tiny_config, tiny_shape, write_random_adapter
 
 
@@ -58,6 +63,18 @@ class World:
 
 
 MakeWorld = Callable[..., World]
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def packer(request: Any) -> Iterator[str]:
+    """What packs bundles: C, where there is a compiler, or torch."""
+    if request.param == "compiled":
+        if not any(map(shutil.which, native.COMPILERS)):
+            pytest.skip("there is no C compiler here")
+        native.load(default_cache_dir(os.environ))
+        assert library.registered() is not None, "a compiler is here, and yet nothing was compiled"
+    yield request.param
+    library.register(None)
 
 
 @pytest.fixture

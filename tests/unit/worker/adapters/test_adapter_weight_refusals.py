@@ -165,6 +165,7 @@ def test_a_bundle_no_budget_can_hold_is_too_large(tier: str, make_world: Any) ->
     assert "memory" in str(error.remedy)
 
 
+@pytest.mark.usefixtures("packer")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("tensor", [Q_A, Q_B])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -182,6 +183,21 @@ def test_numbers_that_are_not_finite_are_refused_naming_the_tensor(
     assert "NaN or infinity" in error.message
 
 
+@pytest.mark.usefixtures("packer")
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, -1])
+@pytest.mark.parametrize("tensor", [Q_A, Q_B])
+def test_a_nan_that_rounds_to_a_number_is_refused(bits: int, tensor: str, make_world: Any) -> None:
+    world = make_world(dtype=torch.bfloat16)
+    folder = world.write("a")
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[tensor].view(torch.int32)[3, 2] = bits
+
+    change_tensors(folder, spoil)
+    assert world.refusal(AdapterMalformed).field == tensor
+
+
+@pytest.mark.usefixtures("packer")
 @pytest.mark.parametrize("tensor", [Q_A, Q_B])
 def test_what_overflows_half_precision_is_refused_with_the_remedy(
     tensor: str, make_world: Any

@@ -56,6 +56,7 @@ class Beside:
             use_server_hf_token=False,
             limits=Limits(SHAPE, 4, 64, ROOM),
             dtype="float32",
+            kernels=None,
             log_level="INFO",
             log_format=LogFormat.TEXT,
         )
