@@ -7,6 +7,7 @@
  */
 #ifndef ADEX_LINEAR_H
 #define ADEX_LINEAR_H
+#include "team.h"
 #include "vectors.h"
 
 enum { VECTORS = 4, PANEL = VECTORS * LANES, ROWS = 6, STREAM_AHEAD = 2048 };
@@ -111,13 +112,16 @@ static void unpack(char *to, const char *panel, int64_t in) {
 }
 
 /* What one panel is multiplied with, and where to. y is of x's type; with `widened`, that in turn
- * as float32. `scratch` holds an unpacked panel. */
+ * as float32. `scratch` holds an unpacked panel. Where `held` is given, a thread that has lost its
+ * core does not keep the others waiting: they may do its `work` again. */
 typedef struct {
     const Linear *linear;
     const char *x;
     char *y, *scratch;
     int64_t y_stride, rows, threads;
     int widened;
+    Held *held;
+    int64_t work;
 } Product;
 
 INLINE void store_lanes(const Product *p, int64_t row, int64_t column, f32 value, int64_t count) {
@@ -150,8 +154,9 @@ static __attribute__((noinline)) void store_rows(const Product *p, int64_t row, 
 /* Of the next panel, for each step. */
 INLINE int lines_ahead(int from) { return from == SHORTLY ? 2 : 1; }
 
-INLINE void multiply_rows(const Product *p, int64_t row, int rows, const char *panel, int from,
-                          int64_t column, const char *ahead) {
+/* Returns: whether this thread was the one to store the results. */
+INLINE int multiply_rows(const Product *p, int64_t row, int rows, const char *panel, int from,
+                         int64_t column, const char *ahead) {
     enum { STEP_BYTES = PANEL * (TYPE == BFLOAT16 ? 4 : ELEMENT) };
     const Linear *linear = p->linear;
     f32 sums[ROWS][VECTORS] = {{{0}}};
@@ -161,12 +166,19 @@ INLINE void multiply_rows(const Product *p, int64_t row, int rows, const char *p
              cached ? ahead : panel + STREAM_AHEAD, lines);
     f32 results[ROWS][VECTORS];
     memcpy(results, sums, sizeof results);
+    if (p->held && !release(p->held, p->work))
+        return 0;
     store_rows(p, row, rows, column, results);
+    return 1;
 }
 
+/* Rows that pass a panel in one block, which is stored at once. */
+static inline int in_one_block(const Product *p) { return p->rows <= ROWS; }
+
 /* All rows through one panel. It stays in the cache for as long, and the one that this thread
- * probably takes next is fetched behind the arithmetic. */
-static void multiply_panel(const Product *p, int64_t index) {
+ * probably takes next is fetched behind the arithmetic. Returns: whether it is done by this thread;
+ * otherwise it is by another. */
+static int multiply_panel(const Product *p, int64_t index) {
     const Linear *linear = p->linear;
     int64_t elements = linear->in * PANEL, blocks = (p->rows + ROWS - 1) / ROWS;
     int64_t bytes = linear->scales ? elements : elements * ELEMENT;
@@ -179,6 +191,7 @@ static void multiply_panel(const Product *p, int64_t index) {
     }
     int from = blocks > FEW_BLOCKS ? CACHED : blocks > 1 ? SHORTLY : linear->scales ? BYTES : STREAMED;
     int64_t stride = steps * 64 * lines_ahead(from);
+    int done = 1;
     for (int64_t row = 0, left = blocks, rows; left; left--, row += rows, ahead += stride) {
         rows = (p->rows - row + left - 1) / left;
         if (ahead >= fetched)
@@ -186,7 +199,7 @@ static void multiply_panel(const Product *p, int64_t index) {
         switch (from * (ROWS + 1) + rows) {
 #define CASE(source, n)                                                         \
     case source * (ROWS + 1) + n:                                               \
-        multiply_rows(p, row, n, panel, source, index * PANEL, ahead);          \
+        done = multiply_rows(p, row, n, panel, source, index * PANEL, ahead);   \
         break;
 #define CASES(source)                                                           \
     CASE(source, 1) CASE(source, 2) CASE(source, 3)                             \
@@ -196,5 +209,6 @@ static void multiply_panel(const Product *p, int64_t index) {
 #undef CASE
         }
     }
+    return done;
 }
 #endif

@@ -7,9 +7,10 @@ typedef struct { int64_t next_shrink, next_expand; Gate shrunk, expanded; } Prog
 
 static void take_part(const Call *call, Progress *progress) {
     int64_t shrinks = pieces_of(call, 0), expands = pieces_of(call, 1);
-    do_pieces(call, &progress->next_shrink, shrinks, 0, &progress->shrunk);
+    do_pieces(call, &progress->next_shrink, shrinks, 0, &progress->shrunk, shrinks);
     await(&progress->shrunk, shrinks);
-    do_pieces(call, &progress->next_expand, expands, 1, &progress->expanded);
+    do_pieces(call, &progress->next_expand, expands, 1, &progress->expanded,
+              expands);
 }
 
 /* The vector instructions that this was compiled for. */

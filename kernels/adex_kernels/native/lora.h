@@ -184,9 +184,10 @@ static Piece piece_of(const Call *call, Cursor *cursor, int64_t number, int expa
 }
 
 /* Does pieces below `count` until there are none; a thread takes its next one before it does the
- * present one, which `finished` counts. Returns: the first number beyond them that it took. */
+ * present one, which `finished` counts, where `wanted` are waited for. Returns: the first number
+ * beyond them that it took. */
 static int64_t do_pieces(const Call *call, int64_t *next_number, int64_t count, int expanding,
-                         Gate *finished) {
+                         Gate *finished, int64_t wanted) {
     Cursor cursor = {call->segments, 0};
     Piece pieces[2];
     int64_t number = TAKE(*next_number);
@@ -203,7 +204,7 @@ static int64_t do_pieces(const Call *call, int64_t *next_number, int64_t count, 
             expand_piece(call, &pieces[now], next);
         else
             shrink_piece(call, &pieces[now], next);
-        arrive(finished);
+        arrive(finished, wanted);
     }
     return number;
 }

@@ -2,8 +2,10 @@
  * them, and Python's lock free meanwhile.
  *
  * A step is a sequence of stages. Threads take pieces of a stage's work as they get to them, and go
- * on to the next stage together. Whatever passes from stage to stage is rounded to the model's
- * type, as torch would; every piece computes in float32.
+ * on to the next stage when the last piece is done. Nobody waits for a thread as such: one that has
+ * lost its core to another process finds on its return what is left of the step. Whatever passes
+ * from stage to stage is rounded to the model's type, as torch would; every piece computes in
+ * float32.
  */
 #include <math.h>
 #include <time.h>
@@ -67,6 +69,7 @@ typedef struct {
     int64_t threads;
     int64_t *spent;                                    /* [threads, PARTS] ns, added to; or none */
     const int32_t *cores;                              /* [threads], each thread's own; or none */
+    Held *held;                                        /* [threads], zeroed */
 } Step;
 
 typedef struct {
@@ -76,9 +79,6 @@ typedef struct {
     int thread, threads;
     int64_t since; /* own time when the present part began, where a step keeps `spent` */
 } Team;
-
-#define IN_PIECES(team, count, mine)                                            \
-    for (int64_t mine; (mine = TAKE((team)->stage->next)) < (count);)
 
 /* What this thread has had of its processor, in ns. */
 static int64_t own_time(void) {
@@ -96,26 +96,36 @@ static inline void spend(Team *team, int part) {
     team->since = now;
 }
 
-/* Everybody has finished the stage, which was `part`, and begins the next. */
-static inline void next_stage(Team *team, int part) {
+/* The stage's `pieces` are done, which were `part`, and the next begins. */
+static inline void next_stage(Team *team, int part, int64_t pieces) {
     spend(team, part);
-    arrive(&team->stage->done);
-    await(&team->stage->done, team->threads);
+    await(&team->stage->done, pieces);
     team->stage++;
     spend(team, WAITING);
 }
+
+/* A stage of `count` pieces, which are `part`. */
+#define IN_PIECES(team, part, count, mine, ...)                                 \
+    {                                                                           \
+        int64_t all_pieces = (count);                                           \
+        for (int64_t mine; (mine = TAKE((team)->stage->next)) < all_pieces;     \
+             arrive(&(team)->stage->done, all_pieces)) {                        \
+            __VA_ARGS__;                                                        \
+        }                                                                       \
+        next_stage(team, part, all_pieces);                                     \
+    }
 
 /* Rows at a time that are worth a piece. */
 static inline int64_t rows_in_piece(int64_t elements) {
     return elements < PIECE_ELEMENTS ? PIECE_ELEMENTS / elements : 1;
 }
 
-#define IN_ROWS(team, elements, rows, row, ...)                                 \
+#define IN_ROWS(team, part, elements, rows, row, ...)                           \
     {                                                                           \
         int64_t each = rows_in_piece(elements), pieces = ((rows) + each - 1) / each; \
-        IN_PIECES(team, pieces, piece)                                          \
+        IN_PIECES(team, part, pieces, piece,                                    \
             for (int64_t row = piece * each; row < (rows) && row < (piece + 1) * each; row++) \
-                __VA_ARGS__;                                                        \
+                __VA_ARGS__)                                                    \
     }
 
 /* to = x / root of its mean square * weight; may be in place. */
@@ -166,25 +176,62 @@ static void embed(const Team *team, int64_t row) {
     norm(at(team->step->normed, row * m->hidden), hidden, m->layers->attention_norm, m->hidden, m->eps);
 }
 
+/* What a stage's panel is called while a thread is at it, and which one that was. */
+static inline int64_t work_of(const Team *team, int64_t panel) {
+    return ((team->stage - team->step->stages) << 32 | panel) + 1;
+}
+
+/* Panels that others hold for longer than they take are done again, by one each. */
+static void help_others(Team *team, Product *product, int64_t pieces) {
+    int64_t bytes = product->linear->in * PANEL * (product->linear->scales ? 1 : ELEMENT);
+    if (opens(&team->stage->done, pieces, bytes / 8))
+        return;
+    for (int i = 0; i < team->threads; i++) {
+        int64_t work = take_over(team->step->held + i), first = work_of(team, 0);
+        if (work < first || work >= first + panels_of(product->linear))
+            continue;
+        product->held = team->step->held + i;
+        product->work = work;
+        if (multiply_panel(product, work - first))
+            arrive(&team->stage->done, pieces);
+    }
+}
+
+/* A stage's panels, numbered behind `others`; this thread's first is `mine`. */
+static void product_stage(Team *team, Product *product, int64_t mine, int64_t others, int part) {
+    int64_t pieces = others + panels_of(product->linear);
+    Held *held = in_one_block(product) ? team->step->held + team->thread : 0;
+    for (; mine < pieces; mine = TAKE(team->stage->next)) {
+        product->held = held;
+        product->work = work_of(team, mine - others);
+        if (held)
+            hold(held, product->work);
+        if (multiply_panel(product, mine - others))
+            arrive(&team->stage->done, pieces);
+    }
+    spend(team, part);
+    if (held)
+        help_others(team, product, pieces);
+    next_stage(team, part, pieces);
+}
+
 /* y = x through the linear, and its low-rank terms. One stage or two. */
 static void linear_stages(Team *team, const Linear *linear, const char *x, char *y, int64_t index) {
     const Step *s = team->step;
     Call lora = {y, linear->out, linear->out, x, linear->in, linear->in, s->rows,
                  s->segments, s->segment_count, index, s->shrunk, team->threads};
     char *scratch = s->scratch + team->thread * s->scratch_stride;
-    Product product = {linear, x, y, scratch, linear->out, s->rows, team->threads, 0};
+    Product product = {linear, x, y, scratch, linear->out, s->rows, team->threads};
     int64_t shrinks = pieces_of(&lora, 0), expands = shrinks ? pieces_of(&lora, 1) : 0;
-    Gate ignored = {0};
-    int64_t mine = do_pieces(&lora, &team->stage->next, shrinks, 0, &ignored);
+    int64_t pieces = shrinks + panels_of(linear);
+    int64_t mine = do_pieces(&lora, &team->stage->next, shrinks, 0, &team->stage->done, pieces);
     if (shrinks)
         spend(team, SHRINKING);
-    for (; mine < shrinks + panels_of(linear); mine = TAKE(team->stage->next))
-        multiply_panel(&product, mine - shrinks);
-    next_stage(team, PRODUCTS);
+    product_stage(team, &product, mine, shrinks, PRODUCTS);
     if (!expands)
         return;
-    do_pieces(&lora, &team->stage->next, expands, 1, &ignored);
-    next_stage(team, EXPANDING);
+    do_pieces(&lora, &team->stage->next, expands, 1, &team->stage->done, expands);
+    next_stage(team, EXPANDING, expands);
 }
 
 /* One head: its norm, where it has a weight, and its rotation, in place. */
@@ -239,13 +286,12 @@ static void clear_behind(const Team *team, int64_t index, int64_t sequence) {
 static void rotation_stage(Team *team, const Layer *layer, int64_t index) {
     const Step *s = team->step;
     int64_t each = rows_in_piece(layer->qkv.out), pieces = (s->rows + each - 1) / each;
-    IN_PIECES(team, pieces + s->attention.sequences, piece) {
+    IN_PIECES(team, ROTATION, pieces + s->attention.sequences, piece, {
         for (int64_t row = piece * each; row < s->rows && row < (piece + 1) * each; row++)
             turn_and_write(team, layer, index, row);
         if (piece >= pieces)
             clear_behind(team, index, piece - pieces);
-    }
-    next_stage(team, ROTATION);
+    })
 }
 
 /* Where a thread is in a stage of attention: pieces are numbered, and it asks for ever greater
@@ -294,8 +340,9 @@ static void attention_stage(Team *team, const Layer *layer, int64_t index) {
             tiles[now].next = &tiles[!now];
         }
         attend_tile(&tiles[now]);
+        arrive(&team->stage->done, all);
     }
-    next_stage(team, ATTENTION);
+    next_stage(team, ATTENTION, all);
 }
 
 static f32 activated(f32 x, int64_t kind) {
@@ -313,7 +360,7 @@ static void activation_stage(Team *team) {
     enum { SPAN = 512 };
     const Step *s = team->step;
     int64_t size = team->model->intermediate, spans = (size + SPAN - 1) / SPAN;
-    IN_PIECES(team, s->rows * spans, mine) {
+    IN_PIECES(team, ACTIVATION, s->rows * spans, mine, {
         int64_t row = mine / spans, first = mine % spans * SPAN;
         const char *gate = at(s->wide_pair, 2 * row * size + first);
         const char *up = at(gate, size);
@@ -326,8 +373,7 @@ static void activation_stage(Team *team) {
             store(at(wide, k),
                   load(rounded, LANES) * load(at(up, k), count), count);
         })
-    }
-    next_stage(team, ACTIVATION);
+    })
 }
 
 /* Behind the last layer's keys and values only rows with logits matter: they move together, to
@@ -342,12 +388,11 @@ static void keep_wanted(Team *team, Step *kept) {
     kept->hidden = s->normed;
     kept->normed = s->hidden;
     kept->attended = s->qkv;
-    IN_ROWS(team, hidden, s->kept, i, {
+    IN_ROWS(team, NORMS, hidden, s->kept, i, {
         memcpy(at(kept->hidden, i * hidden), at(s->hidden, s->kept_rows[i] * hidden), hidden * ELEMENT);
         memcpy(at(kept->attended, i * attended), at(s->attended, s->kept_rows[i] * attended),
                attended * ELEMENT);
     })
-    next_stage(team, NORMS);
     team->step = kept;
 }
 
@@ -363,15 +408,13 @@ static void layer_stages(Team *team, int64_t index, const float *norm_after, Ste
         keep_wanted(team, kept);
     const Step *s = team->step;
     linear_stages(team, &layer->o, s->attended, s->out, group + O);
-    IN_ROWS(team, m->hidden, s->rows, row,
+    IN_ROWS(team, NORMS, m->hidden, s->rows, row,
             add_and_norm(team, row, layer->attention_out_norm, layer->mlp_norm))
-    next_stage(team, NORMS);
     linear_stages(team, &layer->gate_up, s->normed, s->wide_pair, group + GATE_UP);
     activation_stage(team);
     linear_stages(team, &layer->down, s->wide, s->out, group + DOWN);
-    IN_ROWS(team, m->hidden, s->rows, row,
+    IN_ROWS(team, NORMS, m->hidden, s->rows, row,
             add_and_norm(team, row, layer->mlp_out_norm, norm_after))
-    next_stage(team, NORMS);
 }
 
 /* Logits of PANEL tokens by the embedding's own rows: each is one sum in one order, rounded as the
@@ -401,26 +444,21 @@ static void take_part(const Model *m, const Step *s) {
                  s->spent ? own_time() : 0};
     if (s->cores)
         stay_on(s->cores[team.thread]);
-    IN_ROWS(&team, m->hidden, s->rows, row, embed(&team, row))
-    next_stage(&team, NORMS);
+    IN_ROWS(&team, NORMS, m->hidden, s->rows, row, embed(&team, row))
     Step kept;
     for (int64_t i = 0; i < m->count; i++)
         layer_stages(&team, i, i + 1 < m->count ? m->layers[i + 1].attention_norm : m->norm, &kept);
-    IN_ROWS(&team, m->hidden, s->wanted, i,
+    IN_ROWS(&team, NORMS, m->hidden, s->wanted, i,
             memcpy(at(s->chosen, i * m->hidden),
                    at(team.step->normed, s->logit_rows[i] * m->hidden),
                    m->hidden * ELEMENT))
-    next_stage(&team, NORMS);
     Product product = {&m->head, s->chosen, (char *)s->logits,
                        s->scratch + team.thread * s->scratch_stride, m->head.out, s->wanted,
                        team.threads, 1};
     if (m->head.panels && s->wanted)
-        IN_PIECES(&team, panels_of(&m->head), mine)
-            multiply_panel(&product, mine);
+        product_stage(&team, &product, TAKE(team.stage->next), 0, HEAD);
     else if (m->tied && s->wanted)
-        IN_PIECES(&team, (m->vocabulary + PANEL - 1) / PANEL, mine)
-            multiply_tied(m, s, mine);
-    spend(&team, HEAD);
+        IN_PIECES(&team, HEAD, (m->vocabulary + PANEL - 1) / PANEL, mine, multiply_tied(m, s, mine))
 }
 
 /* Returns: 0, or with nothing computed 1 where an adapter does not fit the model or the rows, and 2

@@ -28,7 +28,7 @@ from adex_kernels.native.panels import (
 
 BLOCK_TOKENS = 16
 
-_STAGE_BYTES = 64
+_STAGE_BYTES = _HELD_BYTES = 64
 _STAGES_PER_LAYER = 14
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 _ALIGN = 64
@@ -143,7 +143,7 @@ class _Step(ctypes.Structure):
         ("attention", _Attention),
         *_fields("segments:p", "segment_count", "shrunk:p", "kept_rows:p", "kept"),
         *_fields("kept_segments:p", "kept_segment_count", "logit_rows:p", "chosen:p"),
-        *_fields("logits:p", "stages:p", "threads", "spent:p", "cores:p"),
+        *_fields("logits:p", "stages:p", "threads", "spent:p", "cores:p", "held:p"),
     )
 
 
@@ -265,7 +265,8 @@ class NativeModel:
         described, told = self._attention(kv, attention)
         cos, sin = (each.contiguous() for each in rotation)
         # numpy's: between two steps, torch would hand Python's lock to whoever wants it.
-        stages = np.zeros((len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES, np.uint8)
+        stages_bytes = (len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES
+        stages = np.zeros(stages_bytes + threads * _HELD_BYTES, np.uint8)
         logits = np.empty((wanted, self._head_out), np.float32)
         buffers = self._buffers(max(rows, wanted), threads)
         normed = None
@@ -292,6 +293,7 @@ class NativeModel:
             threads=threads,
             spent=0 if self.spent is None else self.spent.data_ptr(),
             cores=0 if self.cores is None else self.cores.data_ptr(),
+            held=address(stages) + stages_bytes,
         )
         failed = native.step(ctypes.byref(self._model), ctypes.byref(step))
         if failed == UNFIT:

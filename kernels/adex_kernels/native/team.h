@@ -16,6 +16,11 @@ enum { SPINS_MAX = 20000 };
 
 #define TAKE(counter) __atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
 
+/* What a thread works at until it is done: 0, or a number that names it. Whoever clears it, has done
+ * it; the others have worked for nothing. `again` is what somebody else has begun as well. */
+typedef struct { int64_t work, again, unused[6]; } Held;
+
+/* Opens when as many pieces of work are done as somebody waits for. */
 typedef struct { int64_t count, asleep; } Gate;
 
 #if defined(__linux__)
@@ -63,17 +68,39 @@ static void stay_on(int core) {
 }
 #endif
 
-/* One more has come to the gate. */
-static inline void arrive(Gate *gate) {
-    __atomic_fetch_add(&gate->count, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&gate->asleep, __ATOMIC_SEQ_CST))
+/* One more piece is done, of `wanted`. */
+static inline void arrive(Gate *gate, int64_t wanted) {
+    int64_t count = __atomic_add_fetch(&gate->count, 1, __ATOMIC_SEQ_CST);
+    if (count == wanted && __atomic_load_n(&gate->asleep, __ATOMIC_SEQ_CST))
         wake_at(gate);
 }
 
-/* Waits until `wanted` have come. */
+/* Whether `wanted` are done, or are after so many looks. */
+static inline int opens(Gate *gate, int64_t wanted, int64_t spins) {
+    while (__atomic_load_n(&gate->count, __ATOMIC_ACQUIRE) < wanted)
+        if (!spins--)
+            return 0;
+    return 1;
+}
+
+/* Waits until `wanted` are done. */
 static inline void await(Gate *gate, int64_t wanted) {
-    for (int spins = 0; __atomic_load_n(&gate->count, __ATOMIC_ACQUIRE) < wanted;)
-        if (spins++ == SPINS_MAX)
-            sleep_at(gate, wanted);
+    if (!opens(gate, wanted, SPINS_MAX))
+        sleep_at(gate, wanted);
+}
+
+static inline void hold(Held *held, int64_t work) {
+    __atomic_store_n(&held->work, work, __ATOMIC_RELEASE);
+}
+
+/* Whether this thread is the one that may say the work is done. */
+static inline int release(Held *held, int64_t work) {
+    return __atomic_compare_exchange_n(&held->work, &work, 0, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* What is held and nobody else has begun as well, which this thread does now; or 0. */
+static inline int64_t take_over(Held *held) {
+    int64_t work = __atomic_load_n(&held->work, __ATOMIC_ACQUIRE);
+    return work && __atomic_exchange_n(&held->again, work, __ATOMIC_RELAXED) != work ? work : 0;
 }
 #endif

@@ -271,6 +271,32 @@ def test_each_thread_of_a_team_that_has_all_cores_keeps_to_one(tmp_path: Path) -
     assert {frozenset({core}) for core in cores} <= found[0]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be kept to cores")
+def test_what_a_thread_without_a_core_has_begun_others_do_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(12)
+    # Large enough that threads which share a core lose it in the midst of a product.
+    sizes = {"hidden_size": 512, "intermediate_size": 2048}
+    decoder = load_model(tiny_model(tmp_path / "model", **sizes), dtype=torch.float32)
+    world = Sequences(decoder, adapters(decoder), [(5, 1, 1), (9, 2, 0), (3, 3, 3)])
+    torch.set_num_threads(1)
+    alone = world.step(world.parts(), world.kv.clone())
+    found: list[list[Tensor]] = []
+
+    def steps() -> None:
+        # Not the tests' own thread, which would stay on that core.
+        torch.set_num_threads(4)
+        decoder.stay_on([min(os.sched_getaffinity(0))] * 4)
+        found.extend(world.step(world.parts(), world.kv.clone()) for _ in range(60))
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    thread.join()
+    assert len(found) == 60
+    assert all(torch.equal(a, b) for each in found for a, b in zip(each, alone, strict=True))
+
+
 def test_a_pass_keeps_nothing_for_gradients(tmp_path: Path) -> None:
     decoder = model(tmp_path, torch.float32)
     kv = torch.zeros(decoder.kv_shape(1, BLOCK_TOKENS))
