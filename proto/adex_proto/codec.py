@@ -4,6 +4,8 @@ Encoding assumes valid dataclasses. Decoding trusts nobody: a message without it
 unknown enum value or with values its dataclass refuses raises ProtocolViolation.
 """
 
+import math
+
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
 from adex_proto.errors import AdexError, ProtocolViolation, error_of
 from adex_proto.info_codec import ONE_RELEASE, decode_info, encode_info
@@ -237,6 +239,8 @@ def _outcome_to_wire(outcome: StepOutcome) -> pb.StepOutcome:
 
 
 def _outcome_from_wire(outcome: pb.StepOutcome) -> StepOutcome:
+    if not 0 <= outcome.seconds < math.inf:
+        raise ProtocolViolation(f"step {outcome.step} took {outcome.seconds} s, which is no time")
     return StepOutcome(
         step=outcome.step,
         tokens=_sampled_from_wire(outcome.sampled),

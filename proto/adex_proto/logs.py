@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import IO
 
+# Libraries that write to standard error themselves, beside what they hand on.
+_OWN_WRITERS = ("huggingface_hub",)
+
 
 class LogFormat(Enum):
     """What a line looks like."""
@@ -42,3 +45,6 @@ def configure_logging(level: str, style: LogFormat, stream: IO[str] | None = Non
         text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
         handler.setFormatter(logging.Formatter(text))
     logging.basicConfig(level=level, handlers=[handler])
+    for name in _OWN_WRITERS:
+        # What it says would otherwise be said twice, once in a form that nobody chose.
+        logging.getLogger(name).handlers.clear()

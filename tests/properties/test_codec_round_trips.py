@@ -1,5 +1,6 @@
 """Every dataclass of the wire survives the trip through bytes, and nothing else does."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -122,7 +123,7 @@ OUTCOMES = st.builds(
     INT64,
     st.lists(TOKENS, max_size=4, unique_by=lambda token: token.sequence).map(SampledTokens.of),
     many(st.builds(SequenceFailure, INT64, ERRORS)),
-    FLOAT,
+    some(0, 1e9),
     many(SCORES),
 )
 UP = st.one_of(
@@ -202,6 +203,12 @@ def test_columns_of_unequal_lengths_are_a_protocol_violation() -> None:
     outcome.outcome.sampled.token_ids.pop()
     with pytest.raises(ProtocolViolation, match="2 sequences gained 1 tokens"):
         codec.decode_from_worker(outcome)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.inf, -math.inf, math.nan])
+def test_a_step_that_took_no_time_there_is_is_a_protocol_violation(seconds: float) -> None:
+    with pytest.raises(ProtocolViolation, match=r"step 7 took .* s, which is no time"):
+        codec.decode_from_worker(codec.encode_from_worker(StepOutcome(7, seconds=seconds)))
 
 
 def test_as_many_logit_biases_as_allowed_pass() -> None:

@@ -107,7 +107,7 @@ def assemble(options: WorkerOptions) -> Worker:
         store=store,
         sources=Sources(info, runner.statistics, lambda: arena.adapter_pages, pools.statistics),
         description=(
-            f"{_model(info, decoder)} with {threads} threads; {_pool(budget)};"
+            f"{_model(info, decoder)} with {threads} thread{'s' * (threads != 1)}; {_pool(budget)};"
             f" kernels: {kernels_path}; loaded in {time.monotonic() - started_s:.1f} s"
         ),
     )

@@ -108,7 +108,8 @@ class Ended:
 
     `operation` is what OpenTelemetry calls the kind of generation, "" for a route that generates
     nothing. `status` is the door's own: an HTTP status, or a name of gRPC's. `adapter` is what the
-    caller wrote, to be shown by `shown_adapter` only. `context` holds the W3C headers that came.
+    caller wrote, "" for the base model and None where it was refused before that was read; it is to
+    be shown by `shown_adapter` only. `context` holds the W3C headers that came.
     """
 
     door: str
@@ -124,7 +125,7 @@ class Ended:
     queue_s: float
     prompt_tokens: int
     new_tokens: int
-    adapter: str
+    adapter: str | None
     runs: Sequence[Run]
     context: Mapping[str, str]
 
@@ -140,6 +141,8 @@ class Ended:
         A name is shown once it has turned out to be everyone's; until then it may be a private
         one, asked for by mistake without its credential.
         """
+        if self.adapter is None:
+            return "unread"
         if not self.adapter:
             return "base"
         key = next((run.request.key for run in self.runs if run.request.key is not None), None)

@@ -187,6 +187,7 @@ async def _begin(
     visit.ignored = asked.wish.ignored
     tenant = tenant_of(request.headers.get("authorization"))
     adapter = serving.directory.adapter_of_model(asked.model, asked.source)
+    visit.adapter = adapter.name if adapter else ""
     key = serving.directory.key_of(adapter, tenant, asked.wish.credential)
     if isinstance(asked, ChatRequest):
         texts, special = asked.choices, asked.conversation.add_special_tokens
@@ -207,7 +208,6 @@ async def _begin(
         )
         prompt_tokens += len(sequence.token_ids)
         sequences += choices_of(sequence, texts)
-    visit.adapter = adapter.name if adapter else ""
     visit.prompt_tokens = prompt_tokens
     visit.timeline.submitted_s = monotonic()
     envelope = Envelope(
@@ -257,6 +257,6 @@ def _headers(answering: Answering) -> Mapping[str, str]:
     key = answering.sequences[0].key
     headers = {"x-model-id": header_text(answering.serving.directory.base_name)}
     if key is not None:
-        headers["x-adapter-id"] = header_text(answering.visit.adapter)
+        headers["x-adapter-id"] = header_text(answering.visit.adapter or "")
         headers["x-adapter-source"] = key.source
     return headers

@@ -52,13 +52,13 @@ async def _ask(request: web.Request, body: Mapping[str, object], *, stream: bool
     serving, visit = request.app[SERVING], visit_of(request)
     asked = parse_generate(body, serving.options.limits, seed=secrets.randbits(63), stream=stream)
     visit.ignored = asked.wish.ignored
+    visit.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
     ask = await ask_of(
         serving,
         asked,
         request_id=visit.request_id,
         credential=request.headers.get("authorization"),
     )
-    visit.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
     visit.prompt_tokens = len(ask.request.token_ids)
     visit.timeline.submitted_s = monotonic()
     return ask

@@ -108,13 +108,13 @@ class Generation(GenerationServicer):
             seed=secrets.randbits(63),
             stream=stream,
         )
+        call.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
         ask = await ask_of(
             serving,
             asked,
             request_id=call.request_id,
             credential=call.credential,
         )
-        call.adapter = asked.wish.adapter.name if asked.wish.adapter else ""
         call.timeline.submitted_s = monotonic()
         return ask
 

@@ -55,7 +55,7 @@ class Call:
     request_id: str
     metadata: dict[str, str]
     timeline: Timeline = field(default_factory=Timeline)
-    adapter: str = ""
+    adapter: str | None = None
 
     @classmethod
     def of(cls, context: Any) -> Self:

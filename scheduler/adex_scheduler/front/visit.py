@@ -33,7 +33,7 @@ class Visit:
     family: Family
     timeline: Timeline = field(default_factory=Timeline)
     code: str = "ok"
-    adapter: str = ""
+    adapter: str | None = None
     prompt_tokens: int = 0
     new_tokens: int = 0
     ignored: tuple[str, ...] = ()

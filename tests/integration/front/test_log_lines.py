@@ -82,6 +82,23 @@ async def test_a_private_adapter_is_never_named_whoever_asks(
             assert secret not in told
 
 
+@pytest.mark.parametrize(
+    ("parameters", "shown"),
+    [
+        ({"adapter_id": "tone", "max_new_tokens": 10**6}, "unresolved"),
+        ({"max_new_tokens": 10**6}, "base"),
+        ({"adapter_id": "tone", "max_new_tokens": "many"}, "unread"),
+    ],
+)
+async def test_a_request_that_was_refused_is_told_as_the_base_models_only_where_it_is(
+    live: Doors, lines: Callable[[], list[dict[str, Any]]], parameters: dict[str, Any], shown: str
+) -> None:
+    answer = await ask(live, parameters, {})
+    assert answer.status_code == 422
+    [line] = lines()
+    assert (line["adapter"], line["start"]) == (shown, "-")
+
+
 async def test_an_id_that_could_break_a_line_is_replaced(
     live: Doors, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
