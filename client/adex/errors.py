@@ -20,6 +20,7 @@ AdexError
 │   ├── DeadlineUnmeetable     deadline_unmeetable      the first token would come too late
 │   ├── ShuttingDown           shutting_down            the server drains
 │   ├── SourceUnavailable      source_unavailable       the adapter's source did not answer
+│   ├── CacheFull              cache_full               the server's disk takes no more adapters
 │   └── NotReady               not_ready                the server does not serve yet
 ├── ServerError                nothing the caller did
 │   ├── WorkerLost             worker_lost              the worker went away in mid-request
@@ -177,6 +178,12 @@ class SourceUnavailable(CapacityError):
     """The place the adapter comes from did not answer."""
 
     code = "source_unavailable"
+
+
+class CacheFull(CapacityError):
+    """The disk that the server keeps adapters on takes no more of them."""
+
+    code = "cache_full"
 
 
 class NotReady(CapacityError):

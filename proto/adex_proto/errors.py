@@ -17,7 +17,8 @@
     │   ├── Overloaded             overloaded               a queue is full
     │   ├── DeadlineUnmeetable     deadline_unmeetable      the first token would come too late
     │   ├── ShuttingDown           shutting_down            the server drains
-    │   └── SourceUnavailable      source_unavailable       the adapter's source did not answer
+    │   ├── SourceUnavailable      source_unavailable       the adapter's source did not answer
+    │   └── CacheFull              cache_full               the server's disk takes no more adapters
     └── ServerError                nothing the caller did
         ├── WorkerLost             worker_lost              the worker went away in mid-request
         ├── StepFailed             generation               a step failed for this sequence
@@ -148,6 +149,12 @@ class SourceUnavailable(CapacityError):
     """The place the adapter comes from did not answer."""
 
     code = "source_unavailable"
+
+
+class CacheFull(CapacityError):
+    """The disk that adapters are kept on takes no more of them."""
+
+    code = "cache_full"
 
 
 class ServerError(AdexError):

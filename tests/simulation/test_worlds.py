@@ -2,8 +2,11 @@
 
 import pytest
 
+from adex_proto.errors import CacheFull
+from adex_proto.outcome import WorkerInfo
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
+from adex_scheduler.testing.fake_worker import FakeWorker
 from adex_scheduler.testing.world import CALM, Mishaps, World
 
 SHORT_WORLDS = 600
@@ -46,6 +49,30 @@ def test_without_mishaps_every_request_that_can_be_served_is(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_worker_that_keeps_dying_costs_errors_and_nothing_else(seed: int) -> None:
     World(seed, requests=20, mishaps=Mishaps(worker_loss=0.05)).run()
+
+
+class OnACrowdedDisk(FakeWorker):
+    """Others have taken most of the disk that it was given a share of."""
+
+    def __init__(self, info: WorkerInfo) -> None:
+        super().__init__(info)
+        self.disk_bytes_there = 4000
+
+
+def test_on_a_crowded_disk_every_request_ends_and_most_are_served() -> None:
+    refused, requests, failures = 0, 0, 0
+    for seed in range(60):
+        world = World(seed, requests=20, adapters=12, worker_of=OnACrowdedDisk, disk_bytes=20_000)
+        try:
+            world.run()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        errors = [request.error for request in world.requests.values()]
+        refused += sum(isinstance(error, CacheFull) for error in errors)
+        requests += len(errors)
+        failures += world.core.statistics().fetch_failures
+    assert failures > 100
+    assert refused < requests // 20, (refused, requests, failures)
 
 
 @pytest.mark.parametrize("seed", range(5))

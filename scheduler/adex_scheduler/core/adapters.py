@@ -159,6 +159,8 @@ class Alias:
     fetching: bool = False
     error: AdexError | None = None
     failed_until: float = 0.0
+    found_full: int = 0
+    """How often in a row copies had to leave a full disk for what it means."""
     pinned: bool = False
     """An operator has pinned it: it is not forgotten."""
     asked_by: Sequence | None = None

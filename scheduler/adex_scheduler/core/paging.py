@@ -44,7 +44,7 @@ class Paging:
         """Begin every move that is wanted, allowed and has room."""
         self._trim_disk(now)
         if any(self._tiers.to_fetch.values()) or self._residency.stale:
-            self._fetch()
+            self._fetch(now)
         if self._tiers.to_stage:
             self._stage(now)
         if self._tiers.to_page_in:
@@ -89,8 +89,8 @@ class Paging:
 
     def _trim_disk(self, now: float) -> None:
         """Bring the disk back into its budget: unused versions leave, tier by tier."""
-        tiers = self._tiers
-        while tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes:
+        tiers, most = self._tiers, self._disk_bytes_max(now)
+        while tiers.disk_bytes - tiers.disk_leaving_bytes > most:
             if tiers.disk_leaving >= self._limits.disk_evictions_max:
                 return
             if tiers.disk_idle:
@@ -107,10 +107,16 @@ class Paging:
                     tiers.evict_device(self._first_on_device(now))
             return
 
-    def _fetch(self) -> None:
+    def _disk_bytes_max(self, now: float) -> int:
+        return self._residency.disk_room.bytes_max(self._tiers.info.disk_bytes, now)
+
+    def _fetch(self, now: float) -> None:
         residency, tiers = self._residency, self._tiers
+        most = self._disk_bytes_max(now)
+        # A disk that took no more takes the next only when what had to leave has gone.
+        leaving = 0 if most < tiers.info.disk_bytes else tiers.disk_leaving_bytes
         # While the disk is over its budget and nothing can go, nothing more is brought.
-        full = tiers.disk_bytes - tiers.disk_leaving_bytes > tiers.info.disk_bytes
+        full = tiers.disk_bytes - leaving > most
         while not full and residency.fetching < self._limits.fetches_max:
             lines = [line for line in tiers.to_fetch.values() if line and residency.may_fetch(line)]
             heads = [head for line in lines if (head := line.first()) is not None]

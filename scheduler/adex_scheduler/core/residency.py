@@ -10,7 +10,13 @@ from collections import Counter, OrderedDict
 from typing import assert_never
 
 from adex_proto.adapter import AdapterKey, Tier
-from adex_proto.errors import AdapterTooLarge, AdexError, CallerError, SourceUnavailable
+from adex_proto.errors import (
+    AdapterTooLarge,
+    AdexError,
+    CacheFull,
+    CallerError,
+    SourceUnavailable,
+)
 from adex_proto.outcome import (
     AdapterEvent,
     Evicted,
@@ -22,6 +28,7 @@ from adex_proto.outcome import (
 )
 from adex_proto.plan import Fetch
 from adex_scheduler.core.adapters import Adapter, Alias, Names, Residence
+from adex_scheduler.core.disk_room import DiskRoom
 from adex_scheduler.core.fairness import Line, owe
 from adex_scheduler.core.instructions import Outbox, Send
 from adex_scheduler.core.limits import Limits
@@ -38,6 +45,7 @@ class Residency:
         self.failed: list[tuple[Sequence, AdexError]] = []
         self.fetching = 0
         self.fetching_by_line: Counter[Line] = Counter()
+        self.disk_room = DiskRoom()
         self._limits = limits
         self._tiers = tiers
         self._out = out
@@ -217,6 +225,7 @@ class Residency:
             adapter.names[alias.key] = None
         alias.resolved_at = now
         alias.error = None
+        alias.found_full = 0
         for sequence in self._answered(alias):
             error = self._bind(sequence, adapter, now)
             if error is not None:
@@ -229,6 +238,11 @@ class Residency:
             return
         self._tiers.counters.fetch_failures += 1
         alias.asked_by = None
+        if isinstance(event.error, CacheFull) and self._makes_room_for(alias, now):
+            for sequence in self._answered(alias):
+                self._await_meaning(sequence, alias)
+            return
+        alias.found_full = 0
         if alias.digest is not None and not isinstance(event.error, CallerError):
             # Its source does not answer: the version known so far serves until it does.
             alias.resolved_at = now
@@ -236,6 +250,21 @@ class Residency:
             self._drop_meaning(alias)
             self._remember_failure(alias, event.error, now)
         self.failed.extend((sequence, event.error) for sequence in self._answered(alias))
+
+    def _makes_room_for(self, alias: Alias, now: float) -> bool:
+        """Whether copies leave a full disk, so that the name is worth another try.
+
+        Those that nobody uses leave at once, others when they are used no more. Who found the disk
+        full before they have left waits for the same room.
+        """
+        tiers = self._tiers
+        if not alias.waiting or tiers.disk_leaving:
+            return bool(alias.waiting)
+        loose = (a for a in tiers.adapters.values() if a.kept is Tier.ABSENT)
+        leaving = sum(adapter.version.bundle_bytes for adapter in loose)
+        lowered = self.disk_room.lower(tiers.disk_bytes, leaving, alias.found_full, now)
+        alias.found_full += lowered
+        return lowered
 
     def _answered(self, alias: Alias) -> list[Sequence]:
         """Those who waited for the resolution that has ended; who asked since waits for the next.
@@ -330,6 +359,7 @@ class Residency:
         self.fetching = 0
         self.fetching_by_line.clear()
         self.stale.clear()
+        self.disk_room.forget()
         for copy in held:
             self._tiers.register(copy.version, on_host=copy.tier is Tier.HOST)
         for alias in self.names.all():

@@ -56,11 +56,10 @@ class Recorder:
     def submitted(self, stream: Stream, books: Books) -> None:
         """The core has heard of the stream's sequence."""
         self._journal.arrived(stream.journey.submitted_s)
-        if stream.error is not None:
-            return
         if stream.request.key is not None:
+            # Whoever was refused at once had come to no copy.
             stream.journey.start = START_OF_TIER[books.nearest_tier(stream.number)]
-        if self._observer is not None:
+        if self._observer is not None and stream.error is None:
             self._observer.submitted(stream.journey)
 
     def planned(self, plan: StepPlan, streams: Mapping[int, Stream], books: Books) -> None:

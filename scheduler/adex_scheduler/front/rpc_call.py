@@ -7,7 +7,7 @@
     unauthorized                                 UNAUTHENTICATED
     other adapter_*, rank_too_large, pin_refused FAILED_PRECONDITION
     overloaded                                   RESOURCE_EXHAUSTED
-    shutting_down, source_unavailable, worker_lost   UNAVAILABLE
+    shutting_down, source_unavailable, cache_full, worker_lost   UNAVAILABLE
     generation                                   ABORTED
     protocol, anything else                      INTERNAL
 

@@ -12,6 +12,7 @@
     deadline_unmeetable         503           503           yes
     shutting_down               503           503           yes
     source_unavailable          503           503           yes
+    cache_full                  503           503           yes
     worker_lost                 503           503           yes
     generation                  424           500
     protocol, anything else     500           500

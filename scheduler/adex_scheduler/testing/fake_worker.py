@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
-from adex_proto.errors import AdapterNotFound, AdexError, SourceUnavailable, StepFailed
+from adex_proto.errors import (
+    AdapterNotFound,
+    AdexError,
+    CacheFull,
+    SourceUnavailable,
+    StepFailed,
+)
 from adex_proto.outcome import (
     AdapterEvent,
     Evicted,
@@ -141,6 +147,8 @@ class FakeWorker:
         self.info = info
         self.published: dict[AdapterKey, AdapterVersion | AdexError] = {}
         self.disk: dict[str, AdapterVersion] = {}
+        self.disk_bytes_there = 2 * info.disk_bytes
+        """What the disk takes in truth: others write to it too."""
         self.host: set[str] = set()
         self.plans: deque[StepPlan] = deque()
         self.commands: list[AdapterCommand] = []
@@ -254,6 +262,10 @@ class FakeWorker:
             return FetchFailed(command.key, AdapterNotFound(f"no adapter {command.key.name}"))
         if isinstance(meaning, AdexError):
             return FetchFailed(command.key, meaning)
+        held = sum(version.bundle_bytes for version in self.disk.values())
+        new = meaning.bundle_bytes if meaning.digest not in self.disk else 0
+        if new and held + new > self.disk_bytes_there:
+            return FetchFailed(command.key, CacheFull("the disk is full"))
         self.disk[meaning.digest] = meaning
         return Fetched(command.key, meaning)
 

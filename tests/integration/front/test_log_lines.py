@@ -99,6 +99,16 @@ async def test_a_request_that_was_refused_is_told_as_the_base_models_only_where_
     assert (line["adapter"], line["start"]) == (shown, "-")
 
 
+async def test_a_name_that_has_just_failed_is_refused_as_no_request_for_the_base_model(
+    live: Doors, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    body = {"inputs": PROMPT, "parameters": {"adapter_id": "nothing"}}
+    async with live() as doors, httpx.AsyncClient(base_url=doors.url, timeout=60) as client:
+        for _ in range(2):
+            assert (await client.post("/generate", json=body)).status_code == 404
+    assert [(line["adapter"], line["start"]) for line in lines()] == [("unresolved", "remote")] * 2
+
+
 async def test_an_id_that_could_break_a_line_is_replaced(
     live: Doors, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:

@@ -1,6 +1,5 @@
 """Bundles on disk: content-addressed files that appear whole or not at all."""
 
-import errno
 import fcntl
 import io
 import logging
@@ -13,8 +12,9 @@ from pathlib import Path
 import torch
 
 from adex_proto.adapter import AdapterVersion
-from adex_proto.errors import SourceUnavailable
+from adex_proto.errors import AdexError, SourceUnavailable
 from adex_worker.adapters.byte_views import Digest, byte_view, digest_of_content, read_into
+from adex_worker.adapters.cache_room import cache_full, is_full
 from adex_worker.adapters.core.bundle_header import (
     PREAMBLE_BYTES,
     BundleDamaged,
@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 # Many Linux kernels do not give a core back within a call: a step's thread waits for its end.
 _CHUNK_BYTES = 1 << 17
 _PARTIAL = ".partial"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class DiskTier:
@@ -93,8 +92,8 @@ class DiskTier:
     def write(self, header: BundleHeader, elements: torch.Tensor) -> None:
         """Keep the bundle; when this returns it survives a crash.
 
-        `elements` is a contiguous CPU tensor. Raises SourceUnavailable when the disk is full or
-        cannot be written; nothing is left behind then.
+        `elements` is a contiguous CPU tensor. Raises CacheFull when the disk is full and
+        SourceUnavailable when it cannot be written; nothing is left behind then.
         """
         front = encode_front(header)
         published = False
@@ -196,13 +195,14 @@ class DiskTier:
         finally:
             os.close(number)
 
-    def _unwritable(self, header: BundleHeader, error: OSError) -> SourceUnavailable:
-        what = "is full" if error.errno in _FULL else f"cannot be written ({error.strerror})"
+    def _unwritable(self, header: BundleHeader, error: OSError) -> AdexError:
+        what = f"a bundle of {header.version.bundle_bytes} bytes could not be kept"
+        if is_full(error):
+            return cache_full(what)
         return SourceUnavailable(
-            f"the worker's adapter cache {what}: a bundle of {header.version.bundle_bytes} bytes"
-            " could not be kept",
+            f"the worker's adapter cache cannot be written ({error.strerror}): {what}",
             field="cache_dir",
-            remedy="Free space under --cache-dir, or lower --disk-memory below what the disk has",
+            remedy="Check the disk under --cache-dir",
             retry_after_s=30.0,
         )
 

@@ -20,6 +20,7 @@ from adex_proto.errors import (
     AdapterTooLarge,
     AdapterUnsupported,
     AdexError,
+    CacheFull,
     ProtocolViolation,
     RankTooLarge,
     ServerError,
@@ -106,7 +107,7 @@ class CommandPools:
                 self._pools[type(command)], self._perform, command, leave
             )
         except AdexError as error:
-            _LOG.info("%s", _told(command, error))
+            _LOG.log(_level(error), "%s", _told(command, error))
             return _failed(command, error)
         except Exception as error:
             _LOG.exception("%s failed", _described(command))
@@ -231,11 +232,17 @@ def _failed(command: AdapterCommand, error: AdexError) -> FetchFailed | MoveFail
             return MoveFailed(digest, tier, error)
 
 
+def _level(error: AdexError) -> int:
+    """A full disk is the operator's to mend; other failures are their callers'."""
+    return logging.WARNING if isinstance(error, CacheFull) else logging.INFO
+
+
 def _told(command: AdapterCommand, error: AdexError) -> str:
     """A failure in words fit for a log; of files that everybody may read, also whose and why."""
     if isinstance(command, Fetch) and command.key.tenant == "" and isinstance(error, _READ):
         return f"fetch of {command.key.name!r}: {error.code}: {' '.join(error.message.split())}"
-    return f"{_described(command)}: {error.code}"
+    why = f": {error}" if isinstance(error, CacheFull) else ""
+    return f"{_described(command)}: {error.code}{why}"
 
 
 def _described(command: AdapterCommand) -> str:

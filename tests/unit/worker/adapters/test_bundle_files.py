@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adex_proto.adapter import Tier
-from adex_proto.errors import SourceUnavailable
+from adex_proto.errors import CacheFull, SourceUnavailable
 from adex_worker.adapters.byte_views import byte_view
 from adex_worker.adapters.core.bundle_header import elements_start, header_bytes_of
 from adex_worker.testing import tiny_config, tiny_shape, write_random_adapter
@@ -248,7 +248,7 @@ def test_a_disk_that_takes_no_more_gives_a_typed_error_and_keeps_no_debris(world
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
     done = run(script(world, limit, ["a"]))
     assert done.stdout.startswith("refused source_unavailable cache_dir"), done.stderr
-    assert "is full" in done.stdout
+    assert "cannot be written (File too large)" in done.stdout
     assert "--cache-dir" in done.stdout
     assert world.bundles == []
 
@@ -267,7 +267,7 @@ def test_a_full_file_system_gives_a_typed_error_and_recovers(
         write(world.root / "a", rank=4)
         write(world.root / "b", rank=8)
         small = world.store.fetch(world.key("a"))
-        with pytest.raises(SourceUnavailable, match="is full"):
+        with pytest.raises(CacheFull, match="is full"):
             world.store.fetch(world.key("b"))
         assert len(world.bundles) == 1
         world.store.evict(small.digest, Tier.DISK)

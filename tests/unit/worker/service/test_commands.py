@@ -12,6 +12,7 @@ from adex_proto.errors import (
     AdapterMismatch,
     AdapterNotFound,
     AdexError,
+    CacheFull,
     ProtocolViolation,
     ServerError,
     SourceUnavailable,
@@ -190,6 +191,17 @@ async def test_commands_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProtocolViolation, match="more than 3"):
         commands.submit(Stage("a"))
     await commands.settle()
+
+
+async def test_a_full_disk_is_a_warning_with_its_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    store, answers = FakeStore(), list[AdapterEvent]()
+    store.failures["fetch"] = CacheFull("the disk is full", remedy="Free some of it")
+    commands = Commands(CommandPools(store), answers.append)
+    commands.submit(Fetch(key("a")))
+    await settled(commands, answers, 1)
+    assert caplog.messages == [
+        "fetch of an adapter from local: cache_full: the disk is full. Free some of it"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from adex_proto.errors import SourceUnavailable
+from adex_proto.errors import AdexError, SourceUnavailable
+from adex_worker.adapters.cache_room import cache_full, is_full
 
 _T = TypeVar("_T")
 
@@ -87,7 +88,7 @@ def unavailable(source: str, reason: str, retry_after_s: float | None = None) ->
 def scratch_file(folder: Path) -> io.FileIO:
     """A file without a name: whatever ends the process, nothing of it stays.
 
-    Raises SourceUnavailable where the folder takes none.
+    Raises CacheFull or SourceUnavailable where the folder takes none.
     """
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -97,7 +98,10 @@ def scratch_file(folder: Path) -> io.FileIO:
 
 
 def write_whole(room: io.FileIO, data: bytes, at: int | None = None) -> None:
-    """Write all of `data` where the file stands, or at byte `at`. Raises SourceUnavailable."""
+    """Write all of `data` where the file stands, or at byte `at`.
+
+    Raises CacheFull or SourceUnavailable.
+    """
     view = memoryview(data)
     try:
         while view:
@@ -112,12 +116,14 @@ def write_whole(room: io.FileIO, data: bytes, at: int | None = None) -> None:
         raise no_room(error) from error
 
 
-def no_room(error: OSError) -> SourceUnavailable:
+def no_room(error: OSError) -> AdexError:
     """The error for a download this machine cannot hold."""
+    if is_full(error):
+        return cache_full("the download could not be kept")
     return SourceUnavailable(
         f"the download cannot be kept: {error.strerror}",
         field="adapter_id",
-        remedy="Give the worker's --cache-dir more space, and try again",
+        remedy="Check the disk under the worker's --cache-dir, and try again",
         retry_after_s=10.0,
     )
 
