@@ -15,10 +15,10 @@ Hub = Any
 # Where SIGKILL strikes: the statement that is replaced, and how many calls of it go well before.
 STAGES = {
     "asking the hub": "strike(HfApi, 'get_hf_file_metadata')",
-    "with half of a download in its scratch file": "strike(hub, 'write_whole', 1, half_chunk)",
+    "with half of a download here": "strike(hub, 'keep', 1, half_chunk)",
     "verifying what came": "strike(hub, 'checksum_of', 1)",
     "reading it": "strike(intake, 'read_adapter')",
-    "converting it": "strike(bundle, '_check_finite', 3)",
+    "converting it": "strike(bundle, '_packed', 3)",
     "before its bundle has a name": "strike(disk_tier.secrets, 'token_hex')",
     "with the header of its bundle written": "strike(os, 'write', 1)",
     "with half of its bundle written": "strike(os, 'write', 1, half_write)",
@@ -56,8 +56,8 @@ SCRIPT = textwrap.dedent(
     def half_write(real, number, view):
         real(number, view[: len(view) // 2])
 
-    def half_chunk(real, room, data, *at):
-        real(room, data[: len(data) // 2], *at)
+    def half_chunk(real, room, at, data):
+        real(room, at, data[: len(data) // 2])
 
     def strike(place, name, after=0, last=None):
         real, calls = getattr(place, name), []

@@ -22,6 +22,7 @@ from adex_worker.adapters.core.header import (
     header_length,
 )
 from adex_worker.adapters.sources.source import Resolved, Source
+from adex_worker.adapters.sources.transfer import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +69,29 @@ def read_adapter(source: Source, resolved: Resolved, limits: Limits) -> CheckedA
         form = form_of(config_text, header, size, limits.shape, limits.rank_max)
         bundle_bytes = form.layout.elements * limits.element_bytes
         _check_size(bundle_bytes, limits)
-        # Uninitialised memory: every byte of it is read from the file.
-        weights = torch.empty(size, dtype=torch.uint8)
-        room, start = byte_view(weights), len(first) + len(header)
-        room[:start] = first + header
-        digest.update(first + header)
-        _fill(stream, room[start:], WEIGHTS_FILE, digest)
-        if stream.read(1):
-            raise _changed(WEIGHTS_FILE)
+        weights = _whole(stream, first + header, size, digest)
     if not source.unchanged(resolved):
         raise _changed(resolved.key.name)
     rank_max, modules = form.layout.rank_max, len(form.terms)
     version = AdapterVersion(digest.hexdigest(), bundle_bytes, rank_max, modules)
     return CheckedAdapter(version, form, weights)
+
+
+def _whole(stream: io.RawIOBase, front: bytes, size: int, digest: Digest) -> torch.Tensor:
+    """All of the weights, [size] uint8, of which `front` has been read; `digest` is fed them."""
+    if isinstance(stream, Room):
+        # It has come from afar, and lies in memory already.
+        digest.update(stream.memory)
+        return torch.frombuffer(stream.memory, dtype=torch.uint8)
+    # Uninitialised memory: every byte of it is read from the file.
+    weights = torch.empty(size, dtype=torch.uint8)
+    room = byte_view(weights)
+    room[: len(front)] = front
+    digest.update(front)
+    _fill(stream, room[len(front) :], WEIGHTS_FILE, digest)
+    if stream.read(1):
+        raise _changed(WEIGHTS_FILE)
+    return weights
 
 
 def _read_config(source: Source, resolved: Resolved) -> bytes:

@@ -1,6 +1,8 @@
 """Adapters from S3: the real boto3 against moto's server, which checks signatures and policies."""
 
+import errno
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from adex_proto.errors import (
     AdapterNotFound,
     AdapterTooLarge,
     AdapterUnsupported,
+    CacheFull,
     SourceUnavailable,
     ValidationError,
 )
 from adex_worker.adapters.sources import s3 as s3_source
+from adex_worker.adapters.sources import transfer
 
 # What the fixtures of conftest.py give: a bucket, a proxy before it, and a store that asks it.
 Bucket = Meddler = Shop = Any
@@ -46,6 +50,30 @@ def test_a_large_file_comes_in_parts_beside_each_other(
     monkeypatch.setattr(s3_source, "_PART_BYTES", 1000)
     bucket.upload("team/one", adapter)
     assert shop.fetch("one", source="s3") == local_digest(shop, adapter)
+
+
+def test_a_file_too_large_for_memory_comes_onto_the_disk_and_leaves_nothing_there(
+    shop: Shop, bucket: Bucket, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_source, "_PART_BYTES", 1000)
+    monkeypatch.setattr(transfer, "MEMORY_BYTES_MAX", 1000)
+    bucket.upload("team/one", adapter)
+    assert shop.fetch("one", source="s3") == local_digest(shop, adapter)
+    left = [path.suffix for path in bucket.scratch.rglob("*") if path.is_file()]
+    assert left == [".bundle"]
+
+
+def test_a_disk_too_full_for_a_large_file_says_so_before_it_is_fetched(
+    shop: Shop, bucket: Bucket, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transfer, "MEMORY_BYTES_MAX", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    bucket.upload("team/one", adapter)
+    with pytest.raises(CacheFull, match="could not be kept"):
+        shop.fetch("one", source="s3")
 
 
 def test_an_upload_in_parts_is_verified_by_its_parts(

@@ -41,13 +41,14 @@ from adex_worker.adapters.sources.source import Resolved, SourceFile
 from adex_worker.adapters.sources.transfer import (
     PassingFailureError,
     Patience,
+    Room,
     checksum_of,
     git_blob,
+    keep,
     patiently,
-    scratch_file,
+    room_for,
     sha256,
     unavailable,
-    write_whole,
 )
 
 _T = TypeVar("_T")
@@ -121,13 +122,9 @@ class HubSource:
         assert isinstance(pinned, _Pinned), "resolved by another source"
         file = pinned.files[name]
         url = self._url(pinned.place, pinned.commit, name)
-        room = scratch_file(self._scratch)
-        try:
-            download = _Download(url, pinned.token, file, room, self._patience)
-            patiently(lambda: _asked(pinned.place, download.go_on), self._patience, _HUB)
-        except BaseException:
-            room.close()
-            raise
+        room = room_for(file.bytes, self._scratch)
+        download = _Download(url, pinned.token, file, room, self._patience)
+        patiently(lambda: _asked(pinned.place, download.go_on), self._patience, _HUB)
         return room
 
     def unchanged(self, resolved: Resolved) -> bool:
@@ -192,12 +189,13 @@ class _Download:
     """One file on its way: `go_on` takes up where the last try ended."""
 
     def __init__(
-        self, url: str, token: str | None, file: _File, room: io.FileIO, patience: Patience
+        self, url: str, token: str | None, file: _File, room: Room, patience: Patience
     ) -> None:
         self._url = url
         self._token = token
         self._file = file
         self._room = room
+        self._reached = 0
         self._patience = patience
         self._deadline_s = patience.deadline_s(file.bytes)
 
@@ -206,13 +204,12 @@ class _Download:
 
         Raises PassingFailureError, and what the hub client raises.
         """
-        start = self._room.tell()
-        if start < self._file.bytes or not self._file.bytes:
-            self._fetch(start)
-        if self._room.tell() < self._file.bytes:
+        if self._reached < self._file.bytes or not self._file.bytes:
+            self._fetch(self._reached)
+        if self._reached < self._file.bytes:
             raise PassingFailureError("the download was cut short")
         if self._checksum() != self._file.etag:
-            self._start_again()
+            self._reached = 0
             raise PassingFailureError("the bytes that came are not those the hub has")
 
     def _fetch(self, start: int) -> None:
@@ -225,21 +222,22 @@ class _Download:
         limits = (self._patience.connect_s, self._patience.read_s, self._patience.read_s, None)
         with get_session().stream("GET", self._url, headers=headers, timeout=limits) as response:
             if response.status_code == 416:
-                self._start_again()
+                self._reached = 0
                 raise PassingFailureError("it would not go on with a download")
             hf_raise_for_status(response)
             if start and response.status_code != 206:
-                self._start_again()
+                self._reached = 0
             elif start and not response.headers.get("Content-Range", "").startswith(
                 f"bytes {start}-"
             ):
                 raise PassingFailureError("it went on at the wrong byte")
             # As they come: what is held back to fill a chunk would be lost in a broken connection.
             for chunk in response.iter_raw():
-                if self._room.tell() + len(chunk) > self._file.bytes:
-                    self._start_again()
+                if self._reached + len(chunk) > self._file.bytes:
+                    self._reached = 0
                     raise PassingFailureError("more bytes came than the file has")
-                write_whole(self._room, chunk)
+                keep(self._room, self._reached, chunk)
+                self._reached += len(chunk)
                 if time.monotonic() > self._deadline_s:
                     raise unavailable(_HUB, "the download was too slow")
 
@@ -250,10 +248,6 @@ class _Download:
         if re.fullmatch(r"[0-9a-f]{40}", etag):
             return checksum_of(self._room, git_blob(self._file.bytes))
         raise unavailable(_HUB, "its answer has no checksum that can be verified")
-
-    def _start_again(self) -> None:
-        self._room.seek(0)
-        self._room.truncate()
 
 
 def _asked(place: HubPlace, ask: Callable[[], _T]) -> _T:

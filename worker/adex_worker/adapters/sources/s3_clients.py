@@ -49,7 +49,10 @@ class S3Clients:
             # Tries are counted by the source, which can go on with a broken download.
             retries={"mode": "standard", "total_max_attempts": 1},
             max_pool_connections=connections_max,
-            user_agent_extra="adex",
+            # The source verifies what it downloads, whole and once.
+            response_checksum_validation="when_required",
+            # boto3 would put its own together anew for each request.
+            user_agent="adex",
         )
         # A session makes one client at a time; a client may be used by any number of threads.
         self._making = threading.Lock()

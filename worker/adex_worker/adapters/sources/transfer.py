@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import mmap
 import os
 import random
 import tempfile
@@ -9,12 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from adex_proto.errors import AdexError, SourceUnavailable
 from adex_worker.adapters.cache_room import cache_full, is_full
 
 _T = TypeVar("_T")
+
+# Of what is on its way a file of up to so many bytes is held in memory, and a larger one on disk.
+MEMORY_BYTES_MAX = 64 << 20
+_RESERVED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class PassingFailureError(Exception):
 class Checksum(Protocol):
     """A hash under way."""
 
-    def update(self, data: bytes, /) -> object: ...
+    def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -85,35 +92,54 @@ def unavailable(source: str, reason: str, retry_after_s: float | None = None) ->
     )
 
 
-def scratch_file(folder: Path) -> io.FileIO:
-    """A file without a name: whatever ends the process, nothing of it stays.
+class Room(io.RawIOBase):
+    """Memory for all bytes of one file, while they come and then to be read."""
 
-    Raises CacheFull or SourceUnavailable where the folder takes none.
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        found = self.memory[self._at : self._at + len(view)]
+        view[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
+def room_for(size: int, folder: Path) -> Room:
+    """Room for a file of `size` bytes.
+
+    A large one, which may take long to come, lies in a file of `folder` that has no name: whatever
+    ends the process, nothing of it stays. Raises CacheFull or SourceUnavailable where the folder
+    takes none.
     """
+    if size <= MEMORY_BYTES_MAX:
+        return Room(np.empty(size, np.uint8).data)
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            return io.FileIO(os.dup(file.fileno()), "r+b")
+            _reserve(file.fileno(), size)
+            return Room(memoryview(mmap.mmap(file.fileno(), size)))
     except OSError as error:
         raise no_room(error) from error
 
 
-def write_whole(room: io.FileIO, data: bytes, at: int | None = None) -> None:
-    """Write all of `data` where the file stands, or at byte `at`.
+def _reserve(number: int, size: int) -> None:
+    """Give the file its bytes now: what writes to memory cannot be told that a disk is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(number, 0, size)
+        return
+    zeros = bytes(_RESERVED_BYTES)
+    for start in range(0, size, len(zeros)):
+        os.write(number, zeros[: size - start])
 
-    Raises CacheFull or SourceUnavailable.
-    """
-    view = memoryview(data)
-    try:
-        while view:
-            if at is None:
-                written = room.write(view)
-            else:
-                written = os.pwrite(room.fileno(), view, at)
-                at += written
-            view = view[written:]
-    except OSError as error:
-        # Said here, because network failures are OSErrors too.
-        raise no_room(error) from error
+
+def keep(room: Room, at: int, data: bytes) -> None:
+    """Put `data` at byte `at` of what comes."""
+    room.memory[at : at + len(data)] = data
 
 
 def no_room(error: OSError) -> AdexError:
@@ -128,15 +154,9 @@ def no_room(error: OSError) -> AdexError:
     )
 
 
-def checksum_of(stream: io.RawIOBase, checksum: Checksum) -> str:
-    """The hexadecimal checksum of all of `stream`, which stands at its beginning before and after.
-
-    Raises OSError.
-    """
-    stream.seek(0)
-    while chunk := stream.read(1 << 20):
-        checksum.update(chunk)
-    stream.seek(0)
+def checksum_of(room: Room, checksum: Checksum) -> str:
+    """The hexadecimal checksum of all that the room holds."""
+    checksum.update(room.memory)
     return checksum.hexdigest()
 
 
