@@ -150,7 +150,8 @@ def _names_told(engine: Engine, directory: Directory) -> tuple[list[str], list[s
 def _limits(options: SchedulerOptions) -> Limits:
     return Limits(
         waiting_max=options.waiting_max,
-        waiting_tenant_max=options.waiting_max,
+        # Where there are tenants, none may fill the queue for all.
+        waiting_tenant_max=max(options.waiting_max // (1 + (len(options.api_keys) > 1)), 1),
         running_max=options.running_max,
         step_tokens_max=options.step_tokens_max,
         pacing=options.pacing,
@@ -176,6 +177,7 @@ def _front_options(options: SchedulerOptions) -> FrontOptions:
         new_tokens_default_max=options.new_tokens_default_max,
         total_tokens_max=options.total_tokens_max,
         adapter_roots=options.local_adapter_roots,
+        api_keys=options.api_keys,
         admin_key=options.admin_key,
         open_admin=options.open_admin,
         started_at_s=int(time.time()),

@@ -10,20 +10,18 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
 from adex_proto.logs import LogFormat
+from adex_scheduler.aliases import read_aliases
 from adex_scheduler.core.limits import PACING, Pacing
 
-_HUB_SCHEMES = ("hf://", "huggingface://")
 STEP_TARGET_MS_MAX = 60_000
 METRICS_DIALECTS = ("vllm", "tgi", "lorax")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
-_ALIAS = re.compile(r"([^=@{]+)(?:=([^@]+))?(?:@([^@]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,7 @@ class SchedulerOptions:
     new_tokens_default_max: int
     total_tokens_max: int
     body_bytes_max: int
+    api_keys: tuple[str, ...] = field(repr=False)
     admin_key: str = field(repr=False)
     open_admin: bool
     drain_s: float
@@ -104,7 +103,8 @@ def parse_options(
         new_tokens_default_max=given.default_max_new_tokens,
         total_tokens_max=given.max_total_tokens or 0,
         body_bytes_max=given.max_body_bytes,
-        admin_key=_checked_key(given.admin_key),
+        api_keys=_api_keys(given.api_key, env),
+        admin_key=_checked_key(given.admin_key, "admin_key"),
         open_admin=given.open_admin,
         drain_s=given.drain_seconds,
         metrics_compat=given.metrics_compat,
@@ -112,58 +112,6 @@ def parse_options(
         log_format=LogFormat(given.log_format),
         log_level=given.log_level.upper(),
     )
-
-
-def read_aliases(flags: Sequence[str], variable: Sequence[str]) -> Mapping[str, AdapterKey]:
-    """Public names to keys; a name of the flags hides the same one of the environment.
-
-    Raises ValidationError for a form that is not known and for a name given two meanings.
-    """
-    found: dict[str, AdapterKey] = {}
-    for text in flags:
-        name, key = read_alias(text)
-        if found.setdefault(name, key) != key:
-            raise ValidationError(
-                f"--lora-modules gives {name!r} two meanings",
-                field="lora_modules",
-                remedy="Give each name one path",
-            )
-    for text in variable:
-        name, key = read_alias(text)
-        found.setdefault(name, key)
-    return found
-
-
-def read_alias(text: str) -> tuple[str, AdapterKey]:
-    """One adapter in the form `name=path`, `id` or `id@revision`.
-
-    A path may be `hf://org/name`, with a revision or without, or `s3://bucket/prefix`.
-
-    A path is made absolute where it exists here; another one is left to the worker's roots.
-    """
-    match = _ALIAS.fullmatch(text.strip())
-    if match is None:
-        raise ValidationError(
-            f"invalid LoRA adapter format: {text!r}",
-            field="lora_modules",
-            remedy="Write name=path, or an id",
-        )
-    name, path, revision = match[1].strip(), (match[2] or match[1]).strip(), match[3] or ""
-    for scheme in _HUB_SCHEMES:
-        if path.startswith(scheme):
-            return name, AdapterKey("", "hub", path.removeprefix(scheme), revision)
-    if path.startswith("s3://") and not revision:
-        return name, AdapterKey("", "s3", path)
-    if match[2] is not None and revision:
-        raise ValidationError(
-            f"the adapter {text!r} is a path with a revision, but a path has none",
-            field="lora_modules",
-            remedy="Leave out what follows @, or give each version a folder of its own",
-        )
-    if revision:
-        return name, AdapterKey("", "hub", path, revision)
-    place = Path(path).expanduser()
-    return name, AdapterKey("", "local", os.path.abspath(place) if place.is_dir() else path)
 
 
 def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -243,7 +191,14 @@ def _add_steps(add: Callable[..., None], automatic: Mapping[str, Any]) -> None:
 def _add_operators(
     parser: argparse.ArgumentParser, add: Callable[..., None], env: Mapping[str, str]
 ) -> None:
-    """The flags that say who may control adapters."""
+    """The flags that say who may send requests, and who may control adapters."""
+    parser.add_argument(
+        "--api-key",
+        action="extend",
+        nargs="+",
+        metavar="KEY",
+        help="a key that callers send as a bearer token (repeatable); better as ADEX_API_KEY",
+    )
     add("--admin-key", "", "what operators prove themselves with; better given as ADEX_ADMIN_KEY")
     parser.add_argument(
         "--open-admin",
@@ -281,12 +236,17 @@ def _is_on(text: str) -> bool:
     return text.strip().lower() in ("1", "true", "yes", "on")
 
 
-def _checked_key(key: str) -> str:
-    """An admin key that a header can carry. Its error never quotes it."""
+def _api_keys(given: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
+    keys = given or _parts(env.get("ADEX_API_KEY", ""), ",")
+    return tuple(dict.fromkeys(_checked_key(key, "api_key") for key in keys if key))
+
+
+def _checked_key(key: str, field: str) -> str:
+    """A key that a header can carry. Its error never quotes it."""
     if any(not "!" <= character <= "~" for character in key):
         raise ValidationError(
-            "the admin key holds what a header cannot carry",
-            field="admin_key",
+            f"the {field.replace('_', ' ')} holds what a header cannot carry",
+            field=field,
             remedy="Choose visible ASCII characters, without spaces",
         )
     return key

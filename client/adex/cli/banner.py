@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adex.cli.passed_flags import API_KEY
 from adex.cli.serve_options import ServeOptions
 
 _DEFAULT_URL = "http://127.0.0.1:8080"
@@ -98,12 +99,21 @@ def _program() -> str:
     return str(called)
 
 
-def banner(options: ServeOptions, url: str, adapters: int | None) -> Sequence[str]:
-    """The lines that tell the server is ready; the first is the headline."""
+def banner(
+    options: ServeOptions, url: str, adapters: int | None, *, keyed: bool = False
+) -> Sequence[str]:
+    """The lines that tell the server is ready; the first is the headline.
+
+    `keyed`: it asks for a key, which none of these lines tells.
+    """
     samples = choose_samples(options)
     counted = "" if adapters is None else f", {adapters} adapter{'' if adapters == 1 else 's'}"
-    lines = [f"adex is ready at {url} ({options.model_id}{counted})", "Try:"]
-    commands = commands_to_try(samples, url)
+    first = f"Try, with one of its keys in {API_KEY}:" if keyed else "Try:"
+    lines = [f"adex is ready at {url} ({options.model_id}{counted})", first]
+    curl, *others = commands_to_try(samples, url)
+    if keyed:
+        curl += f' -H "authorization: Bearer ${API_KEY}"'
+    commands = [curl, *others]
     for sample, command in zip(itertools.cycle(samples), commands, strict=False):
         lines.append(f"  {command}")
         if sample.answer is not None:

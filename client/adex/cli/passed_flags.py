@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 PREFIX = "ADEX_"
+# Also where the client's commands look for the key that they send.
+API_KEY = "ADEX_API_KEY"
 # Variables that are no flag: of the client's commands, and of the compiled steps.
-_OTHERS = ("ADEX_API_KEY", "ADEX_API_TOKEN", "ADEX_NATIVE", "ADEX_URL")
+_OTHERS = ("ADEX_API_TOKEN", "ADEX_NATIVE", "ADEX_URL")
 # What Kubernetes tells every pod of a service whose name begins with `adex`.
 _OF_KUBERNETES = re.compile(
     r"ADEX_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT(?:_\d+_(?:TCP|UDP|SCTP)\w*)?)"
@@ -58,6 +60,7 @@ PASSED_FLAGS = (
     PassedFlag("default-max-new-tokens", "N", "where a request names no number (2048)"),
     PassedFlag("max-total-tokens", "N", "prompt and output of one sequence (auto)"),
     PassedFlag("max-body-bytes", "N", "bytes of one request (2000000)"),
+    PassedFlag("api-key", "KEY", "a key that callers must send; repeatable; better by env", ","),
     PassedFlag("admin-key", "KEY", "what operators prove themselves with; better by env"),
     PassedFlag("open-admin", "", "let every caller control adapters, without a key", switch=True),
     PassedFlag("rank-max", "N", "largest LoRA rank served (256)"),

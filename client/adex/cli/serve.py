@@ -19,7 +19,7 @@ from adex.aio import AsyncClient
 from adex.cli.banner import banner, local_url
 from adex.cli.child import Child
 from adex.cli.failure import EXIT_USAGE, CommandError, require_packages
-from adex.cli.passed_flags import unknown_variables
+from adex.cli.passed_flags import API_KEY, unknown_variables
 from adex.cli.serve_options import VARIABLES, ServeOptions, child_environment, read_options
 from adex.cli.supervisor import Role, Supervisor
 from adex.cli.terminal import Terminal, bar
@@ -121,7 +121,8 @@ async def _run(
         ],
         tell=_heedless(voice.remark),
     )
-    greeting = asyncio.create_task(_greet_when_ready(options, said, voice))
+    key = environment.get(API_KEY, "").split(",")[0].strip()
+    greeting = asyncio.create_task(_greet_when_ready(options, key, said, voice))
     try:
         return await supervisor.run()
     finally:
@@ -175,12 +176,15 @@ def _json_line(level: str, message: str) -> str:
     return json.dumps(told, ensure_ascii=False)
 
 
-async def _greet_when_ready(options: ServeOptions, said: Mapping[str, str], voice: _Voice) -> None:
-    """Show what is awaited until the server serves, then what to try."""
+async def _greet_when_ready(
+    options: ServeOptions, key: str, said: Mapping[str, str], voice: _Voice
+) -> None:
+    """Show what is awaited until the server serves, then what to try; `key` is one it knows."""
     url = local_url(options.host, options.port)
     status = _heedless(voice.status)
     began_s = time.monotonic()
-    async with AsyncClient(url, timeout=_POLL_TIMEOUT_S, retries_max=0) as client:
+    headers = {"Authorization": f"Bearer {key}"} if key else None
+    async with AsyncClient(url, headers, timeout=_POLL_TIMEOUT_S, retries_max=0) as client:
         try:
             while True:
                 waits_for = await _what_is_missing(client, options.model_id, said)
@@ -194,7 +198,7 @@ async def _greet_when_ready(options: ServeOptions, said: Mapping[str, str], voic
             adapters = len(await client.list_adapters())
         except AdexError:
             adapters = None
-    headline, *rest = banner(options, url, adapters)
+    headline, *rest = banner(options, url, adapters, keyed=bool(key))
     with contextlib.suppress(OSError, ValueError):
         voice.greet(headline, rest)
 

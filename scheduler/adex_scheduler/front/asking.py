@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adex_proto.adapter import AdapterKey
 from adex_scheduler.engine import EngineRequest
 from adex_scheduler.front import replies_tgi
+from adex_scheduler.front.callers import EVERYONE, payer_of
 from adex_scheduler.front.generation import (
     CHAT_FIELDS,
     TGI_FIELDS,
@@ -22,7 +23,6 @@ from adex_scheduler.front.prompts import beside_if_long, rendered
 from adex_scheduler.front.replies_openai import finish_name
 from adex_scheduler.front.replies_tgi import Told
 from adex_scheduler.front.schema import AdapterName, ChatRequest, GenerateRequest
-from adex_scheduler.front.tenants import tenant_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ async def ask_of(
     serving: Serving, asked: GenerateRequest, *, request_id: str, credential: str | None
 ) -> Ask:
     """The engine's request for `asked`. Raises ValidationError where it does not fit."""
-    tenant = tenant_of(credential)
-    key = serving.directory.key_of(asked.wish.adapter, tenant, asked.wish.credential)
+    tenant = payer_of(serving.options, credential)
+    key = serving.directory.key_of(asked.wish.adapter, EVERYONE, asked.wish.credential)
     request = await prepare(
         serving,
         asked.wish,
@@ -132,7 +132,7 @@ async def chat_request_of(
     serving: Serving, asked: ChatRequest, *, request_id: str, credential: str | None
 ) -> tuple[AdapterName | None, EngineRequest]:
     """The adapter a chat names, and the engine's request. Raises as `ask_of` does."""
-    tenant = tenant_of(credential)
+    tenant = payer_of(serving.options, credential)
     adapter = serving.directory.adapter_of_model(asked.model, asked.source)
     request = await prepare(
         serving,
@@ -141,7 +141,7 @@ async def chat_request_of(
         CHAT_FIELDS,
         request_id=request_id,
         tenant=tenant,
-        key=serving.directory.key_of(adapter, tenant, asked.wish.credential),
+        key=serving.directory.key_of(adapter, EVERYONE, asked.wish.credential),
         add_special_tokens=asked.conversation.add_special_tokens,
     )
     return adapter, request

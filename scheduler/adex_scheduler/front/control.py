@@ -5,7 +5,6 @@ much. What binds others, pins, reloads, unloads and names for everyone, is the o
 the admin key; without a key nobody has it.
 """
 
-import hmac
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,17 +12,16 @@ from dataclasses import replace
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.errors import Unauthorized
 from adex_scheduler.engine import Action, ControlRequest, Progress
+from adex_scheduler.front.callers import EVERYONE, payer_of, shows
 from adex_scheduler.front.catalogue import AdapterCard, card_of
 from adex_scheduler.front.listing import adapter_card, known_cards
 from adex_scheduler.front.ports import Serving
 from adex_scheduler.front.schema import check_credential
 from adex_scheduler.front.schema_control import ControlWish
-from adex_scheduler.front.tenants import tenant_of
 
 FREE = (Action.PRELOAD, Action.PREFETCH)
 # Where a caller who lists adapters shows the token of its own.
 TOKEN_HEADER = "x-api-token"  # noqa: S105 - the header's name, no token
-_BEARER = "bearer "
 
 Json = dict[str, object]
 
@@ -41,12 +39,7 @@ def require_admin(serving: Serving, credential: str | None) -> None:
             "control of adapters is off",
             remedy="Start the server with ADEX_ADMIN_KEY, and send that key as a bearer token",
         )
-    given = credential or ""
-    if given[: len(_BEARER)].lower() == _BEARER:
-        given = given[len(_BEARER) :]
-    # A header holds whatever bytes its sender liked.
-    shown = given.strip().encode(errors="surrogateescape")
-    if not hmac.compare_digest(shown, options.admin_key.encode()):
+    if not shows(credential, options.admin_key):
         raise Unauthorized(
             "this needs the admin key", remedy="Send it as a bearer token in `authorization`"
         )
@@ -56,8 +49,8 @@ def request_of(serving: Serving, wish: ControlWish, credential: str | None) -> C
     """What the engine is asked. Raises Unauthorized, and ValidationError for a bad name."""
     if wish.action not in FREE:
         require_admin(serving, credential)
-    tenant = tenant_of(credential)
-    key = serving.directory.key_of(wish.adapter, tenant, wish.credential)
+    tenant = payer_of(serving.options, credential)
+    key = serving.directory.key_of(wish.adapter, EVERYONE, wish.credential)
     assert key is not None
     private = key.credentialed
     return ControlRequest(
@@ -105,14 +98,14 @@ def beginning(serving: Serving, wish: ControlWish, request: ControlRequest) -> J
     return _event(serving, wish, request.key, Progress(digest, tier, done=False))
 
 
-async def all_adapters(serving: Serving, credential: str | None, token: str) -> list[Json]:
+async def all_adapters(serving: Serving, token: str) -> list[Json]:
     """Every adapter the caller may name, with what is known of it.
 
     Names that belong to a credential are listed for its holder, who shows it as `token`.
     Raises: ValidationError for what is no token.
     """
     check_credential(TOKEN_HEADER, token)
-    return [detailed(serving, card) for card in await known_cards(serving, credential, token)]
+    return [detailed(serving, card) for card in await known_cards(serving, token)]
 
 
 def detailed(serving: Serving, card: AdapterCard) -> Json:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from adex_proto.adapter import AdapterKey, credential_tenant
+from adex_scheduler.front.callers import EVERYONE
 from adex_scheduler.front.catalogue import LISTED_MAX, AdapterCard, known_adapters
 from adex_scheduler.front.generation import total_tokens_max
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.tenants import Directory, tenant_of
+from adex_scheduler.front.tenants import Directory
 
 
 async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
@@ -17,11 +18,9 @@ async def adapter_cards(serving: Serving) -> list[dict[str, object]]:
     return await asyncio.to_thread(lambda: [adapter_card(serving, card) for card in cards])
 
 
-async def known_cards(
-    serving: Serving, credential: str | None = None, token: str = ""
-) -> list[AdapterCard]:
+async def known_cards(serving: Serving, token: str = "") -> list[AdapterCard]:
     """Every adapter known, those of the caller's `token` included."""
-    own_tenant = credential_tenant(tenant_of(credential), token) if token else ""
+    own_tenant = credential_tenant(EVERYONE, token) if token else ""
     paths = await serving.local_adapters.paths()
     # Each name is looked up on the disk: thousands of them must not hold up the streams.
     return await asyncio.to_thread(

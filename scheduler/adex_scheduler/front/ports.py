@@ -180,6 +180,8 @@ class FrontOptions:
     keep_alive_s: float = 15.0
     unread_s_max: float = 60.0
     adapter_roots: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """What callers show to be served; none lets everybody."""
     admin_key: str = field(default="", repr=False)
     """What proves an operator; "" lets nobody control adapters, unless `open_admin` lets all."""
     open_admin: bool = False

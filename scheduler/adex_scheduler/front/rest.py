@@ -12,8 +12,9 @@ from aiohttp import web
 from adex_proto.errors import AdexError, ServerError
 from adex_scheduler.front import rest_ui
 from adex_scheduler.front.account import close_account, context_of, operation_of
+from adex_scheduler.front.callers import payer_of
 from adex_scheduler.front.ports import Ended, Serving
-from adex_scheduler.front.routes import ROUTES, Handler
+from adex_scheduler.front.routes import PROBES, ROUTES, Handler
 from adex_scheduler.front.statuses import Family, body_of, headers_of, plain_body, status_of
 from adex_scheduler.front.visit import (
     SERVING,
@@ -27,6 +28,9 @@ from adex_scheduler.front.visit import (
 
 LOG = logging.getLogger("adex.front")
 CLIENT_GONE = "cancelled"
+# Open without a key: probes, what Prometheus reads, and the page, which brings no data. What is no
+# route is told as such to everybody.
+OPEN = frozenset({*PROBES, "/metrics", "/version", "/ui", "/ui/", "/ui/{file}", "unknown"})
 
 
 def _counted(handler: Handler) -> Handler:
@@ -88,6 +92,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.StreamResponse:
     try:
+        if visit.endpoint not in OPEN:
+            payer_of(request.app[SERVING].options, request.headers.get("authorization"))
         return await handler(request)
     except AdexError as error:
         visit.code = error.code

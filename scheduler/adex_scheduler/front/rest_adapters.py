@@ -20,9 +20,8 @@ from adex_scheduler.front.visit import (
 
 async def adapters(request: web.Request) -> web.StreamResponse:
     """GET /v1/adapters: the adapters the caller may name, or the one of the query's `id`."""
-    credential = request.headers.get("authorization")
     token = request.headers.get(control.TOKEN_HEADER, "")
-    cards = await control.all_adapters(request.app[SERVING], credential, token)
+    cards = await control.all_adapters(request.app[SERVING], token)
     wanted = request.query.get("id")
     if wanted is not None:
         cards = [card for card in cards if card["id"] == wanted]

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from adex_scheduler.engine import EngineRequest
 from adex_scheduler.front import replies_openai
+from adex_scheduler.front.callers import EVERYONE, payer_of
 from adex_scheduler.front.chunks_openai import ChatChoice, Choice, CompletionChoice
 from adex_scheduler.front.generation import (
     CHAT_FIELDS,
@@ -29,7 +30,6 @@ from adex_scheduler.front.replies_openai import Echo, Envelope, Json
 from adex_scheduler.front.schema import ChatRequest, CompletionRequest, Prompt
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
 from adex_scheduler.front.sse import DONE, frame
-from adex_scheduler.front.tenants import tenant_of
 from adex_scheduler.front.visit import (
     SERVING,
     Visit,
@@ -185,10 +185,10 @@ async def _begin(
     """Resolve the adapter, tokenise and check; nothing is computed yet."""
     serving, visit = request.app[SERVING], visit_of(request)
     visit.ignored = asked.wish.ignored
-    tenant = tenant_of(request.headers.get("authorization"))
+    tenant = payer_of(serving.options, request.headers.get("authorization"))
     adapter = serving.directory.adapter_of_model(asked.model, asked.source)
     visit.adapter = adapter.name if adapter else ""
-    key = serving.directory.key_of(adapter, tenant, asked.wish.credential)
+    key = serving.directory.key_of(adapter, EVERYONE, asked.wish.credential)
     if isinstance(asked, ChatRequest):
         texts, special = asked.choices, asked.conversation.add_special_tokens
     else:

@@ -51,4 +51,4 @@ async def listed_adapters(serving: Serving, method: str, context: Any) -> Any:
     """The reply that lists every adapter the caller may name."""
     async with visited(serving, method, context, counted=False) as call:
         token = call.metadata.get(control.TOKEN_HEADER, "")
-        return adapters_message(await control.all_adapters(serving, call.credential, token))
+        return adapters_message(await control.all_adapters(serving, token))

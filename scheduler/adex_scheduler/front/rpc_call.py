@@ -41,6 +41,7 @@ from adex_proto.errors import (
 )
 from adex_proto.generate_codec import status_message
 from adex_scheduler.front.account import close_account, context_of, operation_of, request_id_of
+from adex_scheduler.front.callers import payer_of
 from adex_scheduler.front.generation import Timeline
 from adex_scheduler.front.ports import Ended, Serving
 
@@ -101,6 +102,7 @@ async def visited(
     call, code, status = Call.of(context), "ok", grpc.StatusCode.OK
     try:
         await context.send_initial_metadata((("x-request-id", call.request_id),))
+        payer_of(serving.options, call.credential)
         with serving.gate.entered() if counted else nullcontext():
             yield call
     except AdexError as error:

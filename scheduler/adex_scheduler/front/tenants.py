@@ -1,7 +1,7 @@
-"""Credential to tenant, and a caller's name for an adapter to the key it stands for.
+"""A caller's name for an adapter to the key it stands for.
 
-Everyone is one tenant here ("" : everyone), except that a name asked for with a credential of the
-source belongs to the holders of that credential. All names go through this module.
+Names are everyone's, whoever pays for the request, except that one asked for with a credential of
+its source belongs to the holders of that credential. All names go through this module.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,12 +18,6 @@ S3_SCHEME = "s3://"
 REVISION_SOURCES = ("hub",)
 # Sources that are asked with a credential of the caller's own.
 CREDENTIAL_SOURCES = ("hub", "s3")
-
-
-def tenant_of(credential: str | None) -> str:
-    """The tenant a credential stands for: for now everyone is one."""
-    del credential
-    return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import pytest
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import ValidationError
-from adex_scheduler.config import METRICS_DIALECTS, parse_options, read_alias, read_aliases
+from adex_scheduler.aliases import read_alias, read_aliases
+from adex_scheduler.config import METRICS_DIALECTS, parse_options
 from adex_scheduler.core.limits import PACING, Pacing
 from adex_scheduler.metrics import DIALECTS
 
@@ -42,6 +43,17 @@ def test_adapters_come_from_flags_and_from_lora_adapters(tmp_path: Path) -> None
         "org/adapter": AdapterKey("", "hub", "org/adapter", "main"),
         "plain": AdapterKey("", "local", "plain"),
     }
+
+
+def test_api_keys_are_several_and_none_is_ever_quoted() -> None:
+    assert parse_options(MODEL, {}).api_keys == ()
+    assert parse_options(MODEL, {"ADEX_API_KEY": "one, two"}).api_keys == ("one", "two")
+    flags = [*MODEL, "--api-key", "three", "four", "--api-key", "three"]
+    assert parse_options(flags, {"ADEX_API_KEY": "one"}).api_keys == ("three", "four")
+    assert "three" not in repr(parse_options(flags, {}))
+    with pytest.raises(ValidationError) as refused:
+        parse_options([*MODEL, "--api-key", "se cret"], {})
+    assert "cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ function told(snapshot) {
 }
 
 const restart = watch(told, (reason, forbidden) => {
-  status("lost", forbidden ? "the admin key is needed" : reason);
+  status("lost", forbidden ? "a key is needed" : reason);
   keyForm.hidden = !forbidden;
   if (forbidden) by("key").focus();
 });

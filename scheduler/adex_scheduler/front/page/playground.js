@@ -110,7 +110,7 @@ export class Playground {
       const path = this.fields.form.value === "chat" ? "v1/chat/completions" : "v1/completions";
       const response = await fetch(path, {
         method: "POST",
-        headers: { "Content-Type": "application/json" },
+        headers: { "Content-Type": "application/json", ...credentials() },
         body: JSON.stringify(this.#body(model)),
         signal,
       });

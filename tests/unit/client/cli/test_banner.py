@@ -87,3 +87,11 @@ def test_the_default_address_need_not_be_told() -> None:
 )
 def test_a_server_that_listens_everywhere_is_reached_nearby(host: str, url: str) -> None:
     assert local_url(host, 8) == url
+
+
+def test_where_keys_are_asked_for_the_command_sends_one_and_tells_none(roots: Path) -> None:
+    given = options("--local-adapter-root", str(roots), "--api-key", "secret")
+    told = "\n".join(banner(given, "http://127.0.0.1:8080", 2, keyed=True))
+    assert "Try, with one of its keys in ADEX_API_KEY:" in told
+    assert '-H "authorization: Bearer $ADEX_API_KEY"' in told
+    assert "secret" not in told

@@ -6,7 +6,7 @@ from adex_proto.adapter import AdapterKey, Tier, credential_tenant
 from adex_proto.errors import ValidationError
 from adex_proto.plan import Fetch
 from adex_proto.sampling import SamplingParams
-from adex_scheduler.config import read_alias
+from adex_scheduler.aliases import read_alias
 from adex_scheduler.engine import AdapterStatus, EngineRequest
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.front import catalogue
