@@ -3,8 +3,8 @@
     python benchmarks/download.py URL PER_S NAME [NAME ...]
 
 One starts every 1 / PER_S seconds, whether those before it are here or not, and is asked for as our
-source asks: both files are described, read by ranges of 8 MiB, and described again. Prints how long
-they took.
+source asks: the config is read, the weights are described and read by ranges of 8 MiB, and both
+are described again. Prints how long they took.
 """
 
 import sys
@@ -24,11 +24,12 @@ def download(url: str, name: str) -> float:
     began_s = time.perf_counter()
     connection = HTTPConnection(urlsplit(url).netloc)
     room = bytearray(1 << 20)
-    sizes = [_asked(connection, name, file, "HEAD", room) for file in FILES]
-    for file, size in zip(FILES, sizes, strict=True):
-        for start in range(0, size, PART_BYTES):
-            stop = min(start + PART_BYTES, size)
-            _asked(connection, name, file, "GET", room, {"Range": f"bytes={start}-{stop - 1}"})
+    config, weights = FILES
+    _asked(connection, name, config, "GET", room)
+    size = _asked(connection, name, weights, "HEAD", room)
+    for start in range(0, size, PART_BYTES):
+        stop = min(start + PART_BYTES, size)
+        _asked(connection, name, weights, "GET", room, {"Range": f"bytes={start}-{stop - 1}"})
     for file in FILES:
         _asked(connection, name, file, "HEAD", room)
     connection.close()

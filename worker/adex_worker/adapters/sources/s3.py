@@ -1,23 +1,23 @@
 """Adapters below allowed prefixes of S3 buckets, read with the server's or the caller's rights.
 
 A caller with a credential of its own is let in by S3 alone, at each `resolve`; one without is
-served with the server's. Both files are described before either is read; every range is asked for
-by the ETag (and version) that was seen then, and both are described again afterwards, so that a new
-upload never mixes with an old one.
+served with the server's. The config is read and the weights are described at once; every range of
+these is asked for by the ETag (and version) that was seen then, and both are described again
+afterwards, so that a new upload never mixes with an old one.
 """
 
 import hashlib
 import io
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import (
@@ -27,7 +27,7 @@ from adex_proto.errors import (
     AdexError,
     ValidationError,
 )
-from adex_worker.adapters.core.config import CONFIG_FILE
+from adex_worker.adapters.core.config import CONFIG_BYTES_MAX, CONFIG_FILE
 from adex_worker.adapters.core.header import WEIGHTS_FILE
 from adex_worker.adapters.core.remote_names import S3_REMEDY, S3Place, s3_candidates
 from adex_worker.adapters.sources.local import PICKLE_REMEDY, PICKLES
@@ -51,6 +51,8 @@ from adex_worker.adapters.sources.transfer import (
     unavailable,
 )
 
+_T = TypeVar("_T")
+
 _PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 8
 CONNECTIONS_MAX = 2 * _PARTS_AT_ONCE
@@ -64,6 +66,7 @@ class _Pinned:
     place: S3Place
     access: Access
     objects: Mapping[str, S3Object]
+    config: Room | None
 
 
 class S3Source:
@@ -96,11 +99,11 @@ class S3Source:
                 remedy="Leave the revision out, or give each version a prefix of its own",
             )
         for place in s3_candidates(key.name, self._roots):
-            objects = self._describe_both(place, access)
-            if objects is not None:
+            pinned = self._found(place, access)
+            if pinned is not None:
+                objects = pinned.objects
                 files = tuple(SourceFile(name, each.bytes) for name, each in objects.items())
                 location = f"s3://{place.bucket}/{place.prefix}"
-                pinned = _Pinned(place, access, objects)
                 return Resolved(key, location, files, _stamp(place, objects), pinned)
         raise AdapterNotFound(
             f"no adapter in S3 at {key.name[:200]!r}{_or_hidden(access)}",
@@ -111,6 +114,8 @@ class S3Source:
     def open(self, resolved: Resolved, name: str) -> io.RawIOBase:
         pinned = resolved.pinned
         assert isinstance(pinned, _Pinned), "resolved by another source"
+        if name == CONFIG_FILE and pinned.config is not None:
+            return Room(pinned.config.memory)
         wanted = pinned.objects[name]
         room = room_for(wanted.bytes, self._scratch)
         patiently(lambda: self._download(pinned, wanted, room), self._patience, S3)
@@ -119,41 +124,73 @@ class S3Source:
     def unchanged(self, resolved: Resolved) -> bool:
         pinned = resolved.pinned
         assert isinstance(pinned, _Pinned), "resolved by another source"
-        objects = self._describe_both(pinned.place, pinned.access)
-        return objects is not None and _stamp(pinned.place, objects) == resolved.stamp
+        now: dict[str, S3Object] = {}
+        for name in pinned.objects:
+            found = self._describe(pinned.place, name, pinned.access)
+            if found is None:
+                return False
+            now[name] = found
+        return _stamp(pinned.place, now) == resolved.stamp
 
     # What is there.
 
-    def _describe_both(self, place: S3Place, access: Access) -> Mapping[str, S3Object] | None:
-        """Both objects below the place, None where there is no config."""
-        config = self._describe(place, CONFIG_FILE, access)
-        if config is None:
+    def _found(self, place: S3Place, access: Access) -> _Pinned | None:
+        """Both objects below the place, and what the config says; None where there is none."""
+        found = self._config(place, access)
+        if found is None:
             return None
         weights = self._describe(place, WEIGHTS_FILE, access)
         if weights is None:
             self._refuse_without_weights(place, access)
-        return {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+        config, text = found
+        return _Pinned(place, access, {CONFIG_FILE: config, WEIGHTS_FILE: weights}, text)
+
+    def _config(self, place: S3Place, access: Access) -> tuple[S3Object, Room | None] | None:
+        """The config, in the one request that would describe it; not of one that is refused."""
+        key = place.key(CONFIG_FILE)
+
+        def get() -> tuple[S3Object, Room | None]:
+            told = access.client.get_object(Bucket=place.bucket, Key=key, ChecksumMode="ENABLED")
+            found, body = object_of(key, told), told["Body"]
+            if found.bytes > CONFIG_BYTES_MAX:
+                body.close()
+                return found, None
+            room = room_for(found.bytes, self._scratch)
+            deadline_s = self._patience.deadline_s(found.bytes)
+            if sum(_received(body, room, 0, found.bytes, deadline_s)) < found.bytes:
+                raise PassingFailureError("the download was cut short")
+            _verify(place, access, found, room)
+            return found, room
+
+        return self._asked(get, place, key, access)
 
     def _describe(self, place: S3Place, name: str, access: Access) -> S3Object | None:
         key = place.key(name)
 
-        def ask() -> S3Object | None:
+        def head() -> S3Object:
+            asked = {"Bucket": place.bucket, "Key": key, "ChecksumMode": "ENABLED"}
+            return object_of(key, access.client.head_object(**asked))
+
+        return self._asked(head, place, key, access)
+
+    def _asked(self, ask: Callable[[], _T], place: S3Place, key: str, access: Access) -> _T | None:
+        """What `ask` returns, None where the object is not there; boto3's errors become ours."""
+
+        def once() -> _T | None:
             try:
-                told = access.client.head_object(
-                    Bucket=place.bucket, Key=key, ChecksumMode="ENABLED"
-                )
+                return ask()
+            except FlexibleChecksumError:
+                raise PassingFailureError(_ALTERED) from None
             except ClientError as error:
                 told_why = _explained(error, place, key, access)
                 failure = translated(told_why, place, callers=access.callers)
             except (BotoCoreError, OSError) as error:
                 failure = translated(error, place, callers=access.callers)
-            else:
-                return object_of(key, told)
             if failure is None:
                 return None
             raise failure
 
-        return patiently(ask, self._patience, S3)
+        return patiently(once, self._patience, S3)
 
     def _refuse_without_weights(self, place: S3Place, access: Access) -> NoReturn:
         shown = repr(f"s3://{place.bucket}/{place.prefix}")
@@ -191,7 +228,7 @@ class S3Source:
                 for part in parts:
                     if not part.cancelled():
                         part.exception()
-        _verify(pinned, wanted, room)
+        _verify(pinned.place, pinned.access, wanted, room)
 
     def _fetch_part(
         self, pinned: _Pinned, wanted: S3Object, room: Room, deadline_s: float, start: int
@@ -241,10 +278,8 @@ def _fetch_range(
             raise changed(wanted)
         if int(told["ContentLength"]) > stop - start:
             raise PassingFailureError("more bytes came than were asked for")
-        while count := told["Body"].readinto(room.memory[at : min(at + _CHUNK_BYTES, stop)]):
+        for count in _received(told["Body"], room, start, stop, deadline_s):
             at += count
-            if time.monotonic() > deadline_s:
-                raise unavailable(S3, "the download was too slow")
     except ClientError as error:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
             failure: AdexError | PassingFailureError | None = changed(wanted)
@@ -258,7 +293,17 @@ def _fetch_range(
     return at
 
 
-def _verify(pinned: _Pinned, wanted: S3Object, room: Room) -> None:
+def _received(body: Any, room: Room, start: int, stop: int, deadline_s: float) -> Iterator[int]:
+    """Read the body into bytes [start, stop) of the room, piece by piece. Yields their lengths."""
+    at = start
+    while count := body.readinto(room.memory[at : min(at + _CHUNK_BYTES, stop)]):
+        at += count
+        yield count
+        if time.monotonic() > deadline_s:
+            raise unavailable(S3, "the download was too slow")
+
+
+def _verify(place: S3Place, access: Access, wanted: S3Object, room: Room) -> None:
     for kind, expected in wanted.checksums:
         if checksum_of(room, CHECKSUMS[kind]()) != expected:
             raise PassingFailureError(_ALTERED)
@@ -269,18 +314,18 @@ def _verify(pinned: _Pinned, wanted: S3Object, room: Room) -> None:
         if told != wanted.etag:
             raise PassingFailureError(_ALTERED)
     elif match := re.fullmatch(r"[0-9a-f]{32}-([0-9]{1,5})", wanted.etag):
-        _verify_parts(pinned, wanted, room, int(match[1]))
+        _verify_parts(place, access, wanted, room, int(match[1]))
 
 
-def _verify_parts(pinned: _Pinned, wanted: S3Object, room: Room, parts: int) -> None:
+def _verify_parts(place: S3Place, access: Access, wanted: S3Object, room: Room, parts: int) -> None:
     """An object uploaded in parts has the checksum of its parts' checksums.
 
     Uploads in parts of different sizes cannot be told apart from damage, so only the common
     ones are verified: all parts but the last as large as the first.
     """
     try:
-        first = pinned.access.client.head_object(
-            Bucket=pinned.place.bucket, Key=wanted.key, PartNumber=1, IfMatch=f'"{wanted.etag}"'
+        first = access.client.head_object(
+            Bucket=place.bucket, Key=wanted.key, PartNumber=1, IfMatch=f'"{wanted.etag}"'
         )
     except (BotoCoreError, ClientError, OSError):
         return
@@ -297,6 +342,8 @@ def _verify_parts(pinned: _Pinned, wanted: S3Object, room: Room, parts: int) -> 
 
 def _explained(error: ClientError, place: S3Place, key: str, access: Access) -> ClientError:
     """The error with S3's own code: a refused HEAD has no body that could name it."""
+    if error.operation_name != "HeadObject":
+        return error
     if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") not in (400, 403):
         return error
     try:
