@@ -178,6 +178,7 @@ def _front_options(options: SchedulerOptions) -> FrontOptions:
         total_tokens_max=options.total_tokens_max,
         adapter_roots=options.local_adapter_roots,
         api_keys=options.api_keys,
+        cors_origins=options.cors_origins,
         admin_key=options.admin_key,
         open_admin=options.open_admin,
         started_at_s=int(time.time()),

@@ -21,6 +21,7 @@ from adex_scheduler.core.limits import PACING, Pacing
 
 STEP_TARGET_MS_MAX = 60_000
 METRICS_DIALECTS = ("vllm", "tgi", "lorax")
+_ORIGIN = re.compile(r"https?://[^/\s,?#]+")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -52,6 +53,7 @@ class SchedulerOptions:
     total_tokens_max: int
     body_bytes_max: int
     api_keys: tuple[str, ...] = field(repr=False)
+    cors_origins: tuple[str, ...]
     admin_key: str = field(repr=False)
     open_admin: bool
     drain_s: float
@@ -104,6 +106,7 @@ def parse_options(
         total_tokens_max=given.max_total_tokens or 0,
         body_bytes_max=given.max_body_bytes,
         api_keys=_api_keys(given.api_key, env),
+        cors_origins=_origins(given.cors_allow_origin, env),
         admin_key=_checked_key(given.admin_key, "admin_key"),
         open_admin=given.open_admin,
         drain_s=given.drain_seconds,
@@ -199,6 +202,13 @@ def _add_operators(
         metavar="KEY",
         help="a key that callers send as a bearer token (repeatable); better as ADEX_API_KEY",
     )
+    parser.add_argument(
+        "--cors-allow-origin",
+        action="extend",
+        nargs="+",
+        metavar="ORIGIN",
+        help="https://host[:port] of pages that may read answers, or * (repeatable)",
+    )
     add("--admin-key", "", "what operators prove themselves with; better given as ADEX_ADMIN_KEY")
     parser.add_argument(
         "--open-admin",
@@ -239,6 +249,18 @@ def _is_on(text: str) -> bool:
 def _api_keys(given: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
     keys = given or _parts(env.get("ADEX_API_KEY", ""), ",")
     return tuple(dict.fromkeys(_checked_key(key, "api_key") for key in keys if key))
+
+
+def _origins(given: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
+    origins = given or _parts(env.get("ADEX_CORS_ALLOW_ORIGIN", ""), ",")
+    for origin in origins:
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            raise ValidationError(
+                f"--cors-allow-origin {origin!r} is no origin",
+                field="cors_allow_origin",
+                remedy="Write a scheme, a host and perhaps a port, as in https://app.example:8443",
+            )
+    return tuple(dict.fromkeys(origins))
 
 
 def _checked_key(key: str, field: str) -> str:

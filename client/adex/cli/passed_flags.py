@@ -61,6 +61,12 @@ PASSED_FLAGS = (
     PassedFlag("max-total-tokens", "N", "prompt and output of one sequence (auto)"),
     PassedFlag("max-body-bytes", "N", "bytes of one request (2000000)"),
     PassedFlag("api-key", "KEY", "a key that callers must send; repeatable; better by env", ","),
+    PassedFlag(
+        "cors-allow-origin",
+        "ORIGIN",
+        "https://host[:port] of pages that may read answers, or *; repeatable",
+        ",",
+    ),
     PassedFlag("admin-key", "KEY", "what operators prove themselves with; better by env"),
     PassedFlag("open-admin", "", "let every caller control adapters, without a key", switch=True),
     PassedFlag("rank-max", "N", "largest LoRA rank served (256)"),

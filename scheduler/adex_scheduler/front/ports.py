@@ -182,6 +182,8 @@ class FrontOptions:
     adapter_roots: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """What callers show to be served; none lets everybody."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of pages that may read answers; `*` for all."""
     admin_key: str = field(default="", repr=False)
     """What proves an operator; "" lets nobody control adapters, unless `open_admin` lets all."""
     open_admin: bool = False

@@ -10,7 +10,7 @@ from time import monotonic
 from aiohttp import web
 
 from adex_proto.errors import AdexError, ServerError
-from adex_scheduler.front import rest_ui
+from adex_scheduler.front import cors, rest_ui
 from adex_scheduler.front.account import close_account, context_of, operation_of
 from adex_scheduler.front.callers import payer_of
 from adex_scheduler.front.ports import Ended, Serving
@@ -60,6 +60,8 @@ def create_app(serving: Serving) -> web.Application:
 async def _mark(request: web.Request, response: web.StreamResponse) -> None:
     """Headers that stand on every answer, streams included."""
     response.headers["Server"] = "adex"
+    origins = request.app[SERVING].options.cors_origins
+    response.headers.update(cors.allowed(origins, request.headers.get("Origin")))
     if VISIT not in request:
         return
     visit = visit_of(request)
@@ -92,6 +94,9 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.StreamResponse:
     try:
+        if request.method == "OPTIONS" and _is_let_in(request):
+            asked = request.headers.get("Access-Control-Request-Headers")
+            return web.Response(status=204, headers=cors.preflight(asked))
         if visit.endpoint not in OPEN:
             payer_of(request.app[SERVING].options, request.headers.get("authorization"))
         return await handler(request)
@@ -119,6 +124,15 @@ async def _handled(request: web.Request, handler: Handler, visit: Visit) -> web.
         visit.code = "internal"
         failure = ServerError("something went wrong in the server")
         return json_reply(body_of(failure, visit.family), status=500)
+
+
+def _is_let_in(request: web.Request) -> bool:
+    """Whether a browser asks for a page of another origin that may send requests here."""
+    origins = request.app[SERVING].options.cors_origins
+    asks = "Access-Control-Request-Method" in request.headers
+    return asks and "Access-Control-Allow-Origin" in cors.allowed(
+        origins, request.headers.get("Origin")
+    )
 
 
 def _code_of_status(status: int) -> str:

@@ -56,6 +56,16 @@ def test_api_keys_are_several_and_none_is_ever_quoted() -> None:
     assert "cret" not in str(refused.value)
 
 
+def test_origins_are_origins() -> None:
+    assert parse_options(MODEL, {}).cors_origins == ()
+    given = ["--cors-allow-origin", "https://a.example", "http://b:80"]
+    assert parse_options([*MODEL, *given], {}).cors_origins == ("https://a.example", "http://b:80")
+    assert parse_options(MODEL, {"ADEX_CORS_ALLOW_ORIGIN": "*"}).cors_origins == ("*",)
+    for wrong in ("a.example", "https://a.example/", "ftp://a"):
+        with pytest.raises(ValidationError, match="is no origin"):
+            parse_options([*MODEL, "--cors-allow-origin", wrong], {})
+
+
 @pytest.mark.parametrize(
     "text", ["", "=", "a@b@", "a@b@c", "name=path@rev", '{"name": "a", "path": "b"}']
 )
