@@ -47,7 +47,10 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """The stream to the worker broke; nothing in flight will be answered."""
+    """The stream to the worker broke; nothing in flight will be answered.
+
+    `reason` is for those who read a recorded history; no caller is told.
+    """
 
     reason: str
 

@@ -185,7 +185,7 @@ class SchedulerCore:
             case WorkerReady():
                 self._on_worker_ready(event.hello, now)
             case WorkerGone():
-                self._on_worker_gone(event.reason, now)
+                self._on_worker_gone(now)
             case Drained():
                 self._draining = True
             case _ if not self.connected:
@@ -317,7 +317,7 @@ class SchedulerCore:
                 if max(sequence.arrived_at, self._gone_at) + limit <= now:
                     self.endings.refuse(sequence, WorkerLost(f"No worker came within {limit:g} s"))
 
-    def _on_worker_gone(self, reason: str, now: float) -> None:
+    def _on_worker_gone(self, now: float) -> None:
         """Fail the sequences that have shown tokens; the others wait for a worker to come."""
         if not self.connected:
             return
@@ -333,7 +333,9 @@ class SchedulerCore:
             if not waits:
                 self.tenants.begin_waiting(sequence.payer)
             if sequence.outputs:
-                self.endings.refuse(sequence, WorkerLost(f"The worker went away: {reason}"))
+                # Why it went is for the operator's log: it may name addresses.
+                lost = WorkerLost("The worker went away in mid-text", remedy="Send it again")
+                self.endings.refuse(sequence, lost)
                 continue
             if sequence.stage is not Stage.WAITING_ADAPTER:
                 sequence.move(Stage.WAITING_ADAPTER)
@@ -346,7 +348,7 @@ class SchedulerCore:
 
     def _on_worker_ready(self, hello: Hello, now: float) -> None:
         """Take over the worker's inventory and let every sequence wait for what it needs."""
-        self._on_worker_gone("it opened another stream", now)
+        self._on_worker_gone(now)
         self._open(hello.info, self.batch.next_step)
         self.residency.take_over(hello.held)
         self.connected = self.endings.connected = True

@@ -161,8 +161,10 @@ class WorkerLink:
             raise refusal
 
     def _unconnected(self) -> WorkerLost:
+        # Where it listens and why it is gone, the log says; this may be told to a caller.
         return WorkerLost(
-            f"no stream to the worker at {self.address} is open: {self._last_failure}",
+            "no worker is connected",
+            remedy="Try again shortly",
             retry_after_s=self._options.back_off_s_max,
         )
 

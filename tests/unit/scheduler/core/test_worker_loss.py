@@ -13,7 +13,7 @@ from adex_scheduler.testing.fake_worker import worker_info
 
 def lose(desk: Desk) -> None:
     desk.worker.forget_device()
-    desk.tell(WorkerGone("killed"))
+    desk.tell(WorkerGone("UNAVAILABLE: unix:/run/worker.sock"))
 
 
 def test_exactly_the_sequences_that_spoke_fail_and_the_others_are_served_later() -> None:
@@ -26,7 +26,8 @@ def test_exactly_the_sequences_that_spoke_fail_and_the_others_are_served_later()
     lose(desk)
     assert desk.errors.keys() == {spoke}
     assert isinstance(desk.errors[spoke], WorkerLost)
-    assert "killed" in desk.errors[spoke].message
+    # A caller learns what to do, and nothing of where the worker listens.
+    assert str(desk.errors[spoke]) == "The worker went away in mid-text. Send it again"
     desk.reconnect()
     desk.settle()
     assert desk.tokens[prefilling] == desk.expected(prefilling)
