@@ -34,6 +34,14 @@ class PoolAgainstSet(RuleBasedStateMachine):
         self.free = set(range(PAGES))
         self.given_up: set[int] = set()
         self.offered: set[int] = set()
+        # What each bundle's value still owns; loose pages are let go for another.
+        self.holdings: list[set[int]] = []
+
+    def hold(self, pages: set[int]) -> set[int]:
+        for holding in self.holdings:
+            holding -= pages
+        self.holdings.append(pages)
+        return pages
 
     @rule(target=owned, count=st.integers(1, 12))
     def take_pages(self, count: int) -> object:
@@ -44,7 +52,7 @@ class PoolAgainstSet(RuleBasedStateMachine):
         assert taken is not None
         assert taken == sorted(self.free, reverse=True)[:count]
         self.free -= set(taken)
-        return frozenset(taken)
+        return self.hold(set(taken))
 
     @rule(target=owned, count=st.integers(1, 12))
     def take_run(self, count: int) -> object:
@@ -53,13 +61,13 @@ class PoolAgainstSet(RuleBasedStateMachine):
         if start is None:
             return multiple()
         self.pool.take_exact(start, start + count)
-        run = frozenset(range(start, start + count))
+        run = set(range(start, start + count))
         self.free -= run
-        return run
+        return self.hold(run)
 
     @rule(target=owned, pages=consumes(owned))
-    def offer_the_longest_run_or_withdraw_it(self, pages: frozenset[int]) -> object:
-        runs = runs_of(set(pages) - self.given_up - self.free)
+    def offer_the_longest_run_or_withdraw_it(self, pages: set[int]) -> object:
+        runs = runs_of(pages - self.given_up - self.free)
         start, stop = max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
         run = set(range(start, stop))
         if run and run <= self.offered:
@@ -76,14 +84,13 @@ class PoolAgainstSet(RuleBasedStateMachine):
         assert self.pool.find_clearable(count) == lowest_run(clearable, count)
 
     @rule(pages=consumes(owned))
-    def give(self, pages: frozenset[int]) -> None:
-        for page in sorted(pages & self.given_up):
-            self.pool.tighten(page)
+    def give(self, pages: set[int]) -> None:
+        self.pool.tighten(pages & self.given_up)
         self.given_up -= pages
-        for start, stop in runs_of(set(pages) & self.offered):
+        for start, stop in runs_of(pages & self.offered):
             self.pool.withdraw(start, stop)
         self.offered -= pages
-        runs = runs_of(set(pages))
+        runs = runs_of(pages)
         if len(runs) == 1:
             self.pool.give_run(*runs[0])
         else:
@@ -91,23 +98,25 @@ class PoolAgainstSet(RuleBasedStateMachine):
         self.free |= pages
 
     @rule(pages=owned, count=st.integers(1, 4))
-    def loosen(self, pages: frozenset[int], count: int) -> None:
+    def loosen(self, pages: set[int], count: int) -> None:
         chosen = sorted(pages - self.given_up - self.free - self.offered)[:count]
         self.pool.loosen(chosen)
         self.given_up |= set(chosen)
 
     @rule(target=owned, count=st.integers(1, 12))
     def take_loose(self, count: int) -> object:
-        """The owners of pages given up keep them, and would give them up no more."""
+        """The owners of pages given up let them go, and then all of the run is one's own."""
         start = lowest_run(self.free | self.given_up, count)
         if start is None:
             return multiple()
-        run = frozenset(range(start, start + count))
-        assert self.pool.take_loose(start, start + count) == sorted(run - self.free)
-        new = run & self.free
+        run = set(range(start, start + count))
+        let_go = self.pool.loose_among(start, start + count)
+        assert let_go == sorted(run - self.free)
+        self.pool.free_loose(let_go)
+        self.pool.take_exact(start, start + count)
         self.free -= run
         self.given_up -= run
-        return new
+        return self.hold(run)
 
     @invariant()
     def the_pool_says_what_the_set_says(self) -> None:

@@ -17,7 +17,8 @@ from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants, output_ch
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
 from adex_scheduler.core.residency import Residency
-from adex_scheduler.core.sequence import Node, Sequence, Stage
+from adex_scheduler.core.prefixes import NO_MATCH, Match
+from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.step_time import STEPS_BESIDE_MAX, StepTime, prompt_tokens_min
 from adex_scheduler.core.tiers import Tiers
 from adex_scheduler.core.turns import Turns
@@ -33,8 +34,8 @@ class Flight:
 
     It computes so many `decodes` and `prompt_tokens`. It owes one token to each sequence in `owed`,
     who adds it to the list in `gaining`, in the same order, and these are the last ones of those in
-    `last`. `computed` has who may offer more blocks for sharing then, with the positions computed;
-    `finished` are let go when it retires.
+    `last`. `computed` has those who read their prompts, with the positions computed then; `finished`
+    are let go when it retires.
     """
 
     step: int
@@ -182,6 +183,8 @@ class Batch:
         self.prefilling.pop(sequence.number, None)
         self.resting.pop(sequence.number, None)
         self.decoding.leave(sequence)
+        if sequence.computed >= sequence.known_first:
+            sequence.computed = len(sequence.tokens) - 1
         self.promised -= sequence.promised
         sequence.promised = 0
         self.leaving.append(sequence)
@@ -217,7 +220,7 @@ class Batch:
         grown = tuple([sequence.number for sequence in growing])
         draft.decodes = Decodes(numbers, grown, tuple(pages))
         flight.gaining = decoding.tokens
-        flight.computed, flight.last = decoding.advance()
+        flight.last = decoding.advance()
 
     def _grow(self, draft: Draft, growing: list[Sequence]) -> tuple[list[Sequence], list[int]]:
         """A page for each whose blocks are full. Returns: who got one, and which."""
@@ -297,20 +300,20 @@ class Batch:
             if sequence.is_scored and not draft.scored_left:
                 return
             matched = self._matched(sequence)
-            need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched)
-            if self._falls_short(sequence, need + self._blocks.idle_among(matched), now):
+            need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched.pages)
+            if self._falls_short(sequence, need + matched.idle, now):
                 return
             self._begin(draft, sequence, now)
             self._blocks.adopt(sequence, matched)
             sequence.promised = need
             self.promised += need
             self._plan_chunk(draft, sequence, tuple(sequence.blocks))
-            assert sequence.planned > len(matched) * self._blocks.block_tokens
+            assert sequence.planned > len(matched.pages) * self._blocks.block_tokens
 
-    def _matched(self, sequence: Sequence) -> list[Node]:
+    def _matched(self, sequence: Sequence) -> Match:
         """Blocks it may share. What is not computed has no scores: a scored prompt shares none."""
         if sequence.is_scored:
-            return []
+            return NO_MATCH
         return self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
 
     def _falls_short(self, sequence: Sequence, pages: int, now: float) -> bool:
@@ -346,6 +349,7 @@ class Batch:
         sequence.output_charge = output_charge(positions, users) / tenant.weight
         sequence.move(Stage.RUNNING)
         known = sequence.prompt if sequence.outputs == 0 else tuple(sequence.tokens)
+        sequence.known_first = len(known)
         sequence.began = sequence.on_worker = True
         for token_id in sequence.ends:
             self.ends[token_id] += 1

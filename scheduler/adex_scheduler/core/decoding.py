@@ -80,18 +80,15 @@ class Decoding:
         if members > 1:
             self._charges[sequence.payer] = charge - sequence.output_charge, members - 1
 
-    def advance(self) -> tuple[list[tuple[Sequence, int]], list[Sequence]]:
+    def advance(self) -> list[Sequence]:
         """Each has its part in a step, and is charged for it.
 
-        Returns: whose blocks are full then, with the positions computed, and of whom nothing is
-        left to plan, who leave.
+        Returns: those of whom nothing is left to plan, who leave.
         """
         self._steps += 1
         for payer, (charge, _) in self._charges.items():
             payer.served += charge
-        steps = self._steps
-        full = [(sequence, steps + sequence.lead) for sequence in self.full]
         over = list(self._over.get(self._steps, {}).values())
         for sequence in over:
             self.leave(sequence)
-        return full, over
+        return over

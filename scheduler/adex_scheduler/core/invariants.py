@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from adex_proto.adapter import Tier
 from adex_scheduler.core.adapters import Adapter, HostCopy, Residence
 from adex_scheduler.core.fairness import Line
+from adex_scheduler.core.prefixes import Prefix
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.state import SchedulerCore
 
@@ -42,15 +43,12 @@ def _check_pages(core: SchedulerCore) -> None:
     for adapter in core.tiers.adapters.values():
         for page in _pages_of(core, adapter):
             own(page, f"adapter {adapter.digest}")
-    for node in core.blocks.nodes:
-        own(node.page, f"shared block {node.number}")
+    for run in core.blocks.prefixes:
+        for page in run.pages:
+            own(page, f"prefix {run.key}")
     for sequence in core.sequences.values():
-        for index, page in enumerate(sequence.blocks):
-            shared = sequence.nodes[index] if index < len(sequence.nodes) else None
-            if shared is None:
-                own(page, f"sequence {sequence.number}")
-            else:
-                assert shared.page == page, f"{sequence.number}: block {index}"
+        for page in (*sequence.own_pages, *sequence.blocks[sequence.offered :]):
+            own(page, f"sequence {sequence.number}")
     missing = set(range(core.pool.pages)) - owners.keys()
     assert not missing, f"pages lost: {sorted(missing)[:10]} of {len(missing)}"
     assert len(owners) == core.pool.pages
@@ -69,18 +67,23 @@ def _pages_of(core: SchedulerCore, adapter: Adapter) -> Iterator[int]:
 
 
 def _check_prefixes(core: SchedulerCore) -> None:
-    users = Counter(
-        node.number for s in core.sequences.values() for node in s.nodes if node is not None
-    )
+    users: Counter[int] = Counter()
+    for sequence in core.sequences.values():
+        _check_stand(core, sequence)
+        for run in _runs_above(sequence):
+            users[id(run)] += 1
     pool = core.pool
     loose = {page for page in range(pool.pages) if pool.is_loose(page)}
     free = {page for page in range(pool.pages) if pool.is_free(page)}
     assert pool.pages_free == len(free)
     idle: set[int] = set()
-    for node in core.blocks.nodes:
-        assert node.users == users[node.number], f"shared block {node.number}"
-        if node.users == 0:
-            idle.add(node.page)
+    for run in core.blocks.prefixes:
+        assert run.users == users[id(run)], f"prefix {run.key}"
+        assert run.pages or run.users or run.below, f"prefix {run.key} is nobody's"
+        assert len(run.tokens) == len(run.pages) * core.info.block_tokens
+        assert all(one.above is run for one in run.below.values())
+        if run.users == 0:
+            idle.update(run.pages)
     assert loose == free | idle
     offered = {
         page
@@ -90,7 +93,26 @@ def _check_prefixes(core: SchedulerCore) -> None:
     clearable = {page for page in range(pool.pages) if pool.is_clearable(page)}
     assert clearable == loose | offered
     assert core.blocks.pages_idle == len(idle)
-    assert len({node.number for node in core.blocks.nodes}) == len(core.blocks.nodes)
+
+
+def _runs_above(sequence: Sequence) -> Iterator[Prefix]:
+    """The runs that the sequence uses, the last first."""
+    run = sequence.stand
+    while run is not None:
+        yield run
+        run = run.above
+
+
+def _check_stand(core: SchedulerCore, sequence: Sequence) -> None:
+    """What a sequence has offered is what the prefix at whose end it stands holds."""
+    runs = list(reversed(list(_runs_above(sequence))))
+    tokens = [token for run in runs for token in run.tokens]
+    pages = [page for run in runs for page in run.pages]
+    offered = sequence.offered
+    assert tokens == sequence.tokens[: offered * core.info.block_tokens], f"{sequence.number}"
+    assert len(pages) == offered, f"{sequence.number}"
+    own = [a for a, b in zip(sequence.blocks, pages, strict=False) if a != b]
+    assert own == sequence.own_pages, f"{sequence.number}"
 
 
 def _check_adapters(core: SchedulerCore) -> None:

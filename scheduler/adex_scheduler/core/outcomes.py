@@ -51,8 +51,7 @@ def apply_outcome(
     for sequence, computed in flight.computed:
         if sequence.number not in dropped:
             sequence.computed = computed
-            if computed >= sequence.share_at:
-                blocks.enter(sequence)
+            blocks.offer(sequence)
     tokens = outcome.tokens
     if not errors and tokens.sequences == flight.owed:
         # The one thing done for each token, in one go. Of those that have ended nobody reads it.

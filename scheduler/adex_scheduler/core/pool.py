@@ -106,13 +106,10 @@ class PagePool:
         self._own(start, stop)
         self.pages_free -= stop - start
 
-    def take_loose(self, start: int, stop: int) -> list[int]:
-        """Take the pages [start, stop), all of which are loose. Returns: those not free."""
+    def loose_among(self, start: int, stop: int) -> list[int]:
+        """Those of the pages [start, stop), all of which are loose, that are not free."""
         assert self._loose.find(_NO, start, stop) < 0, f"[{start}, {stop}) is not loose"
-        owned = [page for page in range(start, stop) if not self._free[page]]
-        self._own(start, stop)
-        self.pages_free -= stop - start - len(owned)
-        return owned
+        return [page for page in range(start, stop) if not self._free[page]]
 
     def give(self, pages: list[int]) -> None:
         """Give back owned pages that are not loose, in any order."""
@@ -141,10 +138,21 @@ class PagePool:
             assert not clearable[page], f"page {page} is free, loose or on offer already"
             loose[page] = clearable[page] = 1
 
-    def tighten(self, page: int) -> None:
-        """The owner of this loose page needs it again."""
-        assert self._loose[page] > self._free[page], f"page {page} is not merely loose"
-        self._loose[page] = self._clearable[page] = 0
+    def tighten(self, pages: Iterable[int]) -> None:
+        """The owner of these loose pages needs them again."""
+        free, loose, clearable = self._free, self._loose, self._clearable
+        for page in pages:
+            assert loose[page] > free[page], f"page {page} is not merely loose"
+            loose[page] = clearable[page] = 0
+
+    def free_loose(self, pages: list[int]) -> None:
+        """Give back owned pages that are loose."""
+        free, loose = self._free, self._loose
+        for page in pages:
+            assert loose[page] > free[page], f"page {page} is not merely loose"
+            free[page] = 1
+        self.pages_free += len(pages)
+        self._high = max(self._high, *pages) if pages else self._high
 
     def offer(self, start: int, stop: int) -> None:
         """The owner of the pages [start, stop) would leave for another from now on."""

@@ -6,6 +6,7 @@ from typing import Self
 
 from adex_proto.adapter import AdapterKey, Tier
 from adex_proto.sampling import FinishReason, SamplingParams
+from adex_scheduler.core.prefixes import Prefix
 
 
 class Stage(Enum):
@@ -73,34 +74,13 @@ class Errand:
 
 
 @dataclass(slots=True, eq=False)
-class Node:
-    """One full block that other sequences may share: its page, and how many use it.
-
-    `number` is what the blocks after it are keyed by; it is never used twice. Where nobody uses it,
-    nobody has since `idle_since`.
-    """
-
-    number: int
-    key: "BlockKey"
-    page: int
-    users: int
-    idle_since: float = 0.0
-
-
-# Where a chain of blocks begins: the tenant and the adapter's digest ("" for the base model).
-Root = tuple[str, str]
-# What comes before the block, and the block's own tokens. Compared in full: no hash can collide.
-BlockKey = tuple[int | Root, tuple[int, ...]]
-
-
-@dataclass(slots=True, eq=False)
 class Sequence:
     """The tokens of one generation and how far the worker has come with them.
 
     Positions [0, computed) are in the KV cache for certain; [0, planned) once the steps in flight
-    have retired. While it decodes, `Decoding` counts what is planned, and `computed` follows when a
-    block is full. `blocks` are pages in order; the first `len(nodes)` were offered for sharing
-    (None: an equal block was there already, so this one stays private).
+    have retired. While it decodes, `Decoding` counts what is planned, and `computed` follows when it
+    leaves the steps. `blocks` are pages in order, of which the first `offered` are shared: they are
+    those of the prefix at whose end it stands, but for `own_pages`, whose like were there already.
     """
 
     number: int
@@ -124,10 +104,11 @@ class Sequence:
     promised: int = 0
     """Blocks that admission counted on for the tokens known, and that are not taken yet."""
     blocks: list[int] = field(default_factory=list[int])
-    nodes: list[Node | None] = field(default_factory=list[Node | None])
-    chain: int | Root = ("", "")
-    share_at: int = 0
-    """How many computed positions make another full block to offer."""
+    offered: int = 0
+    own_pages: list[int] = field(default_factory=list[int])
+    stand: Prefix | None = None
+    known_first: int = 0
+    """Tokens known when it began to run: once these are computed, so is all but the last known."""
     on_worker: bool = False
     """The worker knows this sequence: some plan named it and none has listed it as finished."""
     began: bool = False
@@ -213,7 +194,7 @@ class Sequence:
 
     def start_over(self) -> None:
         """The worker that knew the sequence is gone: it waits as if it had just arrived."""
-        self.blocks.clear()
+        self.forget_blocks()
         self.rewind()
         self.digest = ""
         self.began = False
@@ -226,5 +207,11 @@ class Sequence:
         self.planned = self.computed = self.promised = 0
         self.blocked_at = None
         self.slot = 0
-        self.nodes.clear()
         self.on_worker = False
+
+    def forget_blocks(self) -> None:
+        """It has none any more."""
+        self.blocks.clear()
+        self.own_pages.clear()
+        self.offered = 0
+        self.stand = None
