@@ -19,7 +19,7 @@ class Blocks:
         self.block_tokens = block_tokens
         self._pool = pool
         self._share = share
-        self._tree = PrefixTree(block_tokens)
+        self._tree = PrefixTree(pool.pages, block_tokens)
         self.hits = 0
 
     @property
@@ -92,9 +92,9 @@ class Blocks:
         first, full = sequence.offered, sequence.computed // self.block_tokens
         if sequence.stand is None or full <= first:
             return
-        tokens = sequence.tokens[first * self.block_tokens : full * self.block_tokens]
-        pages = sequence.blocks[first:full]
-        sequence.stand, own, woken = self._tree.extend(sequence.stand, tokens, pages)
+        sequence.stand, own, woken = self._tree.extend(
+            sequence.stand, sequence.tokens, sequence.blocks, first, full
+        )
         sequence.offered = full
         sequence.own_pages += own
         self._pool.tighten(woken)

@@ -155,7 +155,8 @@ class _Order:
         self._valid: dict[str, _Entry] = {}
         self._numbers = 0
         self._hand = self._hand_left = 0
-        self._offered: dict[str, Adapter] = {}
+        # By digest, with the value they were offered at.
+        self._offered: dict[str, tuple[float, Adapter]] = {}
         self._began = float("-inf")
 
     def enter(self, adapter: Adapter) -> None:
@@ -191,7 +192,7 @@ class _Order:
         if now - self._began > FRESH_S:
             self._begin_anew(idle)
             self._began = now
-        some = [one for one in self._offered.values() if idle.get(one.digest) is one]
+        some = [one for _, one in self._offered.values() if idle.get(one.digest) is one]
         left = CANDIDATES
         while left > 0 and (some := some or self._look(idle)):
             yield from some[:left]
@@ -199,10 +200,12 @@ class _Order:
             some = []
 
     def _begin_anew(self, idle: Mapping[str, Adapter]) -> None:
-        """Let those that were offered have places again."""
-        for digest, adapter in self._offered.items():
+        """Let those that were offered have places again, by what they were worth then: these are
+        near the top, where the next look sees what they are worth now.
+        """
+        for digest, (value, adapter) in self._offered.items():
             if idle.get(digest) is adapter:
-                heappush(self._heap, self._entry(self._value(adapter), adapter))
+                heappush(self._heap, self._entry(value, adapter))
         self._offered.clear()
         self._hand_left = len(self._heap)
         if len(self._heap) > 2 * len(idle) + 2 * CANDIDATES:
@@ -238,7 +241,7 @@ class _Order:
             del valid[digest]
             found.append((value, adapter))
         found.sort(key=lambda pair: pair[0])
-        self._offered.update((adapter.digest, adapter) for _, adapter in found)
+        self._offered.update((pair[1].digest, pair) for pair in found)
         return [adapter for _, adapter in found]
 
     def _entry(self, value: float, adapter: Adapter) -> _Entry:

@@ -236,12 +236,13 @@ class Paging:
         room = None
         if pool.loosened != self._loosened:
             self._loosened, self._too_long = pool.loosened, pool.pages + 1
+        if pages < self._too_long and pool.find_clearable(pages) is None:
+            # Not even if all that is idle went.
+            self._too_long = pages
         if pages < self._too_long:
             first = self._first_for(pages, now)
             room = find_room(pages, pool, first, self._before_prefixes(now))
             room = room or find_among_idle(pages, pool, idle)
-            if room is None:
-                self._too_long = pages
         if room is None and held:
             others = (self._wanted_latest_first(adapter), self._kept(adapter))
             room = find_room(pages, pool, chain(idle, *others))

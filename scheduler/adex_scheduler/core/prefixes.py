@@ -54,13 +54,13 @@ NO_MATCH = Match(None, 0, (), 0)
 class PrefixTree:
     """All blocks on offer, each of `block_tokens` tokens. Who owns which page is told by answers."""
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, pages: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._top = Prefix(None, ())
         # Nodes without users, in the order in which they leave.
         self._idle: OrderedDict[Prefix, None] = OrderedDict()
         # By page, the node that got it last.
-        self._holders: dict[int, Prefix] = {}
+        self._holders = [self._top] * pages
         self.pages_idle = 0
 
     @property
@@ -75,10 +75,6 @@ class PrefixTree:
         for node in found:
             found += node.below.values()
         return found
-
-    def holder(self, page: int) -> Prefix:
-        """Whose run has the page on offer."""
-        return self._holders[page]
 
     def match(self, root: Root, tokens: Items[int], blocks_max: int) -> Match:
         """What is known of the first `blocks_max` blocks of `tokens`. Changes nothing."""
@@ -116,26 +112,27 @@ class PrefixTree:
         return last, woken
 
     def extend(
-        self, stand: Prefix, tokens: list[int], pages: list[int]
+        self, stand: Prefix, tokens: list[int], pages: list[int], first: int, stop: int
     ) -> tuple[Prefix, list[int], list[int]]:
-        """Offer the blocks with which one user goes on from where it stands.
+        """Offer the blocks [first, stop) of all its `tokens` and `pages`, with which one user goes
+        on from where it stands.
 
-        Returns: where it stands now; those of the `pages` whose blocks were on offer already, so
-        that they stay its own; and the pages that were idle until now.
+        Returns: where it stands now; the pages whose blocks were on offer already, so that they
+        stay its own; and the pages that were idle until now.
         """
         size = self._block_tokens
         own: list[int] = []
         woken: list[int] = []
-        done = 0
-        while done < len(pages):
-            start = done * size
+        while first < stop:
+            start = first * size
             key = tuple(tokens[start : start + size])
             node = stand.below.get(key)
             if node is None:
-                return self._grow(stand, key, tokens[start:], pages[done:]), own, woken
-            within = self._common(node, tokens, start, min(len(node.pages), len(pages) - done))
-            own += pages[done : done + within]
-            done += within
+                new_tokens, new_pages = tokens[start : stop * size], pages[first:stop]
+                return self._grow(stand, key, new_tokens, new_pages), own, woken
+            within = self._common(node, tokens, start, min(len(node.pages), stop - first))
+            own += pages[first : first + within]
+            first += within
             stand = node if within == len(node.pages) else self._split(node, within)
             woken += self._wake(stand)
         return stand, own, woken
@@ -204,7 +201,7 @@ class PrefixTree:
         else:
             above = stand
             stand = above.below[key] = Prefix(above, key, tokens, pages, users=1)
-        self._holders.update(dict.fromkeys(pages, stand))
+        self._note_holder(stand, pages)
         return stand
 
     def _split(self, node: Prefix, blocks: int) -> Prefix:
@@ -217,8 +214,13 @@ class PrefixTree:
         del node.pages[:blocks]
         node.above, node.key = upper, tuple(node.tokens[: self._block_tokens])
         upper.below[node.key] = node
-        self._holders.update(dict.fromkeys(upper.pages, upper))
+        self._note_holder(upper, upper.pages)
         return upper
+
+    def _note_holder(self, node: Prefix, pages: list[int]) -> None:
+        holders = self._holders
+        for page in pages:
+            holders[page] = node
 
     def _shorten(self, node: Prefix, keep: int) -> list[int]:
         """Take the blocks behind an idle node's first `keep`, which nothing follows any more.

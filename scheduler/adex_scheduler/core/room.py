@@ -1,5 +1,6 @@
 """Where on the device an adapter's run of pages can be, and whom it displaces. Pure planning."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -75,18 +76,16 @@ def _fewest_victims(start: int, stop: int, pages: int, chosen: dict[int, Adapter
 
     `chosen` are adapters by their first page; those within the run make it up with loose pages.
     """
-    inside = sorted(first for first in chosen if start <= first < stop)
-    edges = {start, stop - pages}
-    for first in inside:
-        edges |= {first, chosen[first].stop_page, first - pages, chosen[first].stop_page - pages}
-    best: Room | None = None
-    for low in sorted(edge for edge in edges if start <= edge <= stop - pages):
-        victims = tuple(
-            chosen[first]
-            for first in inside
-            if first < low + pages and chosen[first].stop_page > low
-        )
-        if best is None or len(victims) < len(best.victims):
-            best = Room(low, victims)
-    assert best is not None
-    return best
+    firsts = sorted(first for first in chosen if start <= first < stop)
+    stops = [chosen[first].stop_page for first in firsts]
+
+    def touched(low: int) -> slice:
+        return slice(bisect_right(stops, low), bisect_left(firsts, low + pages))
+
+    best, fewest = start, len(firsts) + 1
+    # As the window goes up, it touches fewer only where it leaves one behind.
+    for low in (start, *stops):
+        count = touched(low).stop - touched(low).start
+        if count < fewest and low + pages <= stop:
+            best, fewest = low, count
+    return Room(best, tuple([chosen[first] for first in firsts[touched(best)]]))
