@@ -1,13 +1,14 @@
 """What a decision costs: CPU time of `SchedulerCore.handle`, event by event, under a full load.
 
-    python benchmarks/decision_cost.py [--registered 100 1000] [--running 1 64 256] [--no-write]
+    python benchmarks/decision_cost.py [--registered 100 1000] [--running 1 64 256] [--prefixes on]
 
 The core runs against the modelled worker of `adex simulate`: so many callers, each asking for the
 next request of a Zipf trace over adapters of mixed ranks as soon as it is answered, so sequences
-begin and end and adapters come and go all the while. Each row tells of all events, and of step
-outcomes alone, whose handling plans the next step. CPU time of the thread is counted, collections
-of garbage included. Equal events give equal decisions, so a run is repeated, and each decision's
-time is the median of its times: what is left is the decision's own and not the machine's chance.
+begin and end and adapters come and go all the while. Each row tells of step outcomes, whose
+handling plans the next step, of the moves of adapters that are decided after it, and of everything
+else. CPU time of the thread is counted, collections of garbage included. Equal events give equal
+decisions, so a run is repeated, and each decision's time is the median of its times: what is left
+is the decision's own and not the machine's chance.
 Writes a table under benchmarks/results/, and above it what a step and its messages cost in which
 sequences only go on, and how much memory the core's books take.
 """
@@ -23,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -37,12 +39,13 @@ from adex_proto.codec import (
 from adex_proto.outcome import SampledTokens, StepOutcome
 from adex_proto.plan import Decodes, StepPlan
 from adex_scheduler.collecting import collect_rarely
-from adex_scheduler.core.events import Event
+from adex_scheduler.core.events import Event, MovesDue
 from adex_scheduler.core.instructions import Instruction
+from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.state import SchedulerCore
 from adex_scheduler.simulate.loop import Course, Simulation
 from adex_scheduler.simulate.machine import Memory, read_machine
-from adex_scheduler.simulate.systems import SIMULATED_LIMITS
+from adex_scheduler.simulate.systems import SHARING_LIMITS, SIMULATED_LIMITS
 from adex_scheduler.simulate.trace import TracedRequest, adapter_name
 from adex_scheduler.simulate.worker import ModelledWorker
 from adex_scheduler.simulate.workloads import RANK_SETS, Load, zipf
@@ -64,8 +67,10 @@ HEADING = """\
 
 CPU time of `SchedulerCore.handle` in microseconds, garbage collected as in the scheduler's process,
 under a closed loop of as many callers as sequences run, on a simulated H200 with 94.6 GB for KV
-cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. A step's own event
-also plans the next one. Each decision's time is the median of those in {repeats} equal runs.
+cache and adapters and 64 GB of host memory, Zipf over adapters of mixed ranks. A step's event plans
+the next one; once that has left, moves of adapters are decided. Prefixes: whether the beginnings of
+prompts are kept for reuse, as a server does unless told not to. Here no two are alike, so that all
+of it is cost. Each decision's time is the median of those in {repeats} equal runs.
 Fixed work that decides nothing takes {fixed[0]} at the median and
 {fixed[1]} at the 99th percentile of as many goes: so much of the spread is the
 machine's, where {busy:.1f} processes wanted a core at the start.
@@ -76,7 +81,7 @@ and {wire[4]}, {wire[5]} bytes.
 
 A core that has served each of {registered} adapters once holds {books:.0f} MB (`tracemalloc`).
 
-| registered | running | step p50 | step p99 | any event p50 | any event p99 | adapters moved |
+| prefixes | registered | running | step p50, p99 | moves p50, p99 | others p50, p99 | page-ins |
 |---|---|---|---|---|---|---|
 """
 
@@ -86,38 +91,49 @@ class Timed:
     """A core whose every decision is timed; it ends the run when it has seen enough."""
 
     core: SchedulerCore
-    steps_s: list[float] = field(default_factory=list[float])
-    events_s: list[float] = field(default_factory=list[float])
+    kinds: list[type] = field(default_factory=list[type])
+    seconds: list[float] = field(default_factory=list[float])
+    steps: int = 0
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """As the core does."""
         began = time.thread_time_ns()
         instructions = self.core.handle(event, now)
-        seconds = (time.thread_time_ns() - began) / 1e9
-        self.events_s.append(seconds)
-        if isinstance(event, StepOutcome):
-            self.steps_s.append(seconds)
-            if len(self.steps_s) == STEPS + WARM:
-                raise StopIteration
+        self.seconds.append((time.thread_time_ns() - began) / 1e9)
+        self.kinds.append(type(event))
+        self.steps += isinstance(event, StepOutcome)
+        if self.steps == STEPS + WARM:
+            raise StopIteration
         return instructions
 
+    def of(self, *kinds: type) -> list[float]:
+        """Seconds of events of these kinds, or without any of all but steps and moves; without
+        those of the first WARM steps.
+        """
+        steps = [place for place, kind in enumerate(self.kinds) if kind is StepOutcome]
+        pairs = list(zip(self.kinds, self.seconds, strict=True))[steps[WARM] :]
+        others = {StepOutcome, MovesDue}
+        return [s for kind, s in pairs if (kind in kinds if kinds else kind not in others)]
 
-def measure(registered: int, running: int) -> tuple[Timed, int]:
+
+def measure(registered: int, running: int, *, prefixes: bool) -> tuple[Timed, int]:
     """Runs of STEPS steps. Returns: median times, and how many adapters came to the device."""
     load = Load(adapters=registered, ranks=RANK_SETS["mix"], rate=100.0, duration_s=300.0, seed=1)
     requests = zipf(load)
     ranks = {adapter_name(i): load.ranks[i % len(load.ranks)] for i in range(registered)}
     ranks |= {one.adapter: one.rank for one in requests if one.adapter is not None}
-    runs = [_served(requests, ranks, running) for _ in range(REPEATS)]
-    steps_s = [median(times) for times in zip(*[run.steps_s for run in runs], strict=True)]
-    events_s = [median(times) for times in zip(*[run.events_s for run in runs], strict=True)]
-    timed = Timed(runs[0].core, steps_s, events_s)
+    limits = SHARING_LIMITS if prefixes else SIMULATED_LIMITS
+    runs = [_served(requests, ranks, running, limits) for _ in range(REPEATS)]
+    seconds = [median(times) for times in zip(*[run.seconds for run in runs], strict=True)]
+    timed = Timed(runs[0].core, runs[0].kinds, seconds)
     return timed, timed.core.statistics().page_ins
 
 
-def _served(requests: Sequence[TracedRequest], ranks: Mapping[str, int], running: int) -> Timed:
+def _served(
+    requests: Sequence[TracedRequest], ranks: Mapping[str, int], running: int, limits: Limits
+) -> Timed:
     worker = ModelledWorker(MACHINE, ranks)
-    timed = Timed(SchedulerCore(worker.info(), SIMULATED_LIMITS))
+    timed = Timed(SchedulerCore(worker.info(), limits))
     collect_rarely()
     with suppress(StopIteration):
         Simulation(timed, worker, requests, Course(streams=running)).run()
@@ -128,7 +144,7 @@ def going_on() -> str:
     """The median of a step in which all that happens is that GOING sequences go on."""
     lengths = [BLOCK_TOKENS + index % BLOCK_TOKENS for index in range(GOING)]
     requests = [TracedRequest(0.0, "", None, one, WARM + 2 * STEPS, 8) for one in lengths]
-    return _micro(_served(requests, {}, GOING).steps_s[WARM:], 0.5)
+    return _micro(_served(requests, {}, GOING, SHARING_LIMITS).of(StepOutcome), 0.5)
 
 
 def messages() -> list[str]:
@@ -196,11 +212,11 @@ def yardstick() -> tuple[str, str]:
     return _micro(seconds, 0.5), _micro(seconds, 0.99)
 
 
-def row(registered: int, running: int) -> str:
-    timed, moved = measure(registered, running)
-    steps, events = timed.steps_s[WARM:], timed.events_s[WARM:]
-    cells = [_micro(steps, 0.5), _micro(steps, 0.99), _micro(events, 0.5), _micro(events, 0.99)]
-    return f"| {registered} | {running} | " + " | ".join(cells) + f" | {moved} |"
+def row(registered: int, running: int, prefixes: str) -> str:
+    timed, moved = measure(registered, running, prefixes=prefixes == "on")
+    kinds = (timed.of(StepOutcome), timed.of(MovesDue), timed.of())
+    cells = [f"{_micro(seconds, 0.5)}, {_micro(seconds, 0.99)}" for seconds in kinds]
+    return f"| {prefixes} | {registered} | {running} | " + " | ".join(cells) + f" | {moved} |"
 
 
 def _micro(seconds: Sequence[float], quantile: float) -> str:
@@ -212,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--registered", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--prefixes", choices=["on", "off"], nargs="+", default=["on", "off"])
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     machine = f"{_cores()}-core {platform.machine()}, {_cpu()}"
@@ -230,11 +247,11 @@ def main() -> None:
         books=books_mb(BOOKS),
     )
     print(text, end="", flush=True)
-    for registered in options.registered:
-        for running in options.running:
-            line = row(registered, running)
-            print(line, flush=True)
-            text += line + "\n"
+    rows = product(options.prefixes, options.registered, options.running)
+    for prefixes, registered, running in rows:
+        line = row(registered, running, prefixes)
+        print(line, flush=True)
+        text += line + "\n"
     if not options.no_write:
         name = f"decision-cost-{today:%Y-%m-%d}-{_cores()}-core-{platform.machine()}.md"
         (RESULTS / name).write_text(text, encoding="utf-8")

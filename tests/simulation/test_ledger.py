@@ -35,7 +35,7 @@ from adex_proto.outcome import (
 )
 from adex_proto.plan import AdapterCommand, Evict, Fetch, PageIn, Stage
 from adex_scheduler.core.adapters import HostCopy, Residence
-from adex_scheduler.core.events import Event
+from adex_scheduler.core.events import Event, MovesDue
 from adex_scheduler.core.instructions import Instruction
 from adex_scheduler.testing.fake_worker import FakeWorker
 from adex_scheduler.testing.world import Mishaps, World
@@ -283,7 +283,9 @@ class LedgerWorld(World):
 
     def tell(self, event: Event) -> list[Instruction]:
         instructions = super().tell(event)
-        if self.connected and not self.worker.commands and not self.up:
+        # After any other event the core has yet to ask for what it misses.
+        at_rest = isinstance(event, MovesDue) and not self.worker.commands and not self.up
+        if self.connected and at_rest:
             self.compare()
         return instructions
 

@@ -87,13 +87,13 @@ class Recorder(Desk):
         self.lines: list[tuple[float, Event, list[Instruction]]] = []
         super().__init__(limits, **info_changes)
 
-    def tell(self, event: Event) -> list[Instruction]:
+    def decide(self, event: Event) -> list[Instruction]:
         at = self.now
         instructions = self.core.handle(event, at)
         self.lines.append((at, event, instructions))
         handle, self.core.handle = self.core.handle, lambda *_: instructions  # type: ignore[method-assign]
         try:
-            return super().tell(event)
+            return super().decide(event)
         finally:
             self.core.handle = handle  # type: ignore[method-assign]
 

@@ -16,8 +16,8 @@ from adex_scheduler.core.decoding import Decoding
 from adex_scheduler.core.fairness import PROMPT_TOKEN_WEIGHT, Tenants, output_charge
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.core.paging import Paging
+from adex_scheduler.core.prefixes import NO_MATCH
 from adex_scheduler.core.residency import Residency
-from adex_scheduler.core.prefixes import NO_MATCH, Match
 from adex_scheduler.core.sequence import Sequence, Stage
 from adex_scheduler.core.step_time import STEPS_BESIDE_MAX, StepTime, prompt_tokens_min
 from adex_scheduler.core.tiers import Tiers
@@ -34,8 +34,8 @@ class Flight:
 
     It computes so many `decodes` and `prompt_tokens`. It owes one token to each sequence in `owed`,
     who adds it to the list in `gaining`, in the same order, and these are the last ones of those in
-    `last`. `computed` has those who read their prompts, with the positions computed then; `finished`
-    are let go when it retires.
+    `last`. `computed` has those who read their prompts, with the positions computed then;
+    `finished` are let go when it retires.
     """
 
     step: int
@@ -299,7 +299,9 @@ class Batch:
                 return
             if sequence.is_scored and not draft.scored_left:
                 return
-            matched = self._matched(sequence)
+            # What is not computed has no scores: a scored prompt shares nothing.
+            root = sequence.tenant, sequence.digest
+            matched = NO_MATCH if sequence.is_scored else self._blocks.match(root, sequence.tokens)
             need = self._blocks.blocks_for(len(sequence.tokens)) - len(matched.pages)
             if self._falls_short(sequence, need + matched.idle, now):
                 return
@@ -309,12 +311,6 @@ class Batch:
             self.promised += need
             self._plan_chunk(draft, sequence, tuple(sequence.blocks))
             assert sequence.planned > len(matched.pages) * self._blocks.block_tokens
-
-    def _matched(self, sequence: Sequence) -> Match:
-        """Blocks it may share. What is not computed has no scores: a scored prompt shares none."""
-        if sequence.is_scored:
-            return NO_MATCH
-        return self._blocks.match((sequence.tenant, sequence.digest), sequence.tokens)
 
     def _falls_short(self, sequence: Sequence, pages: int, now: float) -> bool:
         """Whether the head of the queue must wait for some of the `pages` it wants.

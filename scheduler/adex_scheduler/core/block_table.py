@@ -69,7 +69,8 @@ class Blocks:
         """Take `count` pages, of idle prefixes where too few are free; None if too few at all."""
         if count > self.available:
             return None
-        taken = self._pool.take_pages(min(count, self._pool.pages_free))
+        free = min(count, self._pool.pages_free)
+        taken = self._pool.take_pages(free) if free else []
         assert taken is not None
         if len(taken) < count:
             idle = self._tree.take(count - len(taken))

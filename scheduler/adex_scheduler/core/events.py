@@ -61,6 +61,11 @@ class Ticked:
 
 
 @dataclass(frozen=True, slots=True)
+class MovesDue:
+    """Every fact at hand is told: adapters may move. Steps are planned without waiting for this."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """Take nothing new; finish what there is."""
 
@@ -138,7 +143,7 @@ class Action(Enum):
 
 Control = Preload | Pin | Unpin | Reload | Unload
 
-Event = (
+Fact = (
     Arrived
     | Control
     | Cancelled
@@ -150,3 +155,5 @@ Event = (
     | Ticked
     | Drained
 )
+
+Event = Fact | MovesDue

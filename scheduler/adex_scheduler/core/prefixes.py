@@ -1,12 +1,12 @@
 """Blocks found again by the tokens they hold: a radix tree whose edges are runs of blocks.
 
-Rooted in tenant and adapter digest, so neither tenants nor adapters ever share. A sequence stands at
-the end of one node and counts as a user of every node above it, so whatever is below a node that
+Rooted in tenant and adapter digest, so neither tenants nor adapters ever share. A sequence stands
+at the end of one node and counts as a user of every node above it, so whatever is below a node that
 nobody uses is unused too, and fell idle no later: the longest idle is always a leaf. A run is taken
 from its end, so a block never outlives the ones it follows from.
 
-What is done for a sequence is done once for a run, not for each block: after SGLang's RadixAttention
-(Zheng et al. 2023, arXiv:2312.07104), whose nodes lie on tokens where these lie on whole blocks.
+What is done for a sequence is done once for a run, not for each block: after RadixAttention of
+SGLang (Zheng et al. 2023, arXiv:2312.07104), whose nodes lie on tokens where these lie on blocks.
 """
 
 from collections import OrderedDict
@@ -52,7 +52,7 @@ NO_MATCH = Match(None, 0, (), 0)
 
 
 class PrefixTree:
-    """All blocks on offer, each of `block_tokens` tokens. Who owns which page is told by answers."""
+    """All blocks on offer, each of `block_tokens` tokens. Answers tell who owns which page."""
 
     def __init__(self, pages: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
@@ -162,7 +162,7 @@ class PrefixTree:
         return taken
 
     def cut(self, page: int) -> list[int]:
-        """Take back the idle block on this page. Returns: its page, and those of all that follow."""
+        """Take back the idle block on this page. Returns: its page, and those of what follows."""
         node = self._holders[page]
         dropped: list[int] = []
         below = list(node.below.values())
@@ -173,7 +173,7 @@ class PrefixTree:
         return dropped + self._shorten(node, node.pages.index(page))
 
     def _common(self, node: Prefix, tokens: Items[int], start: int, most: int) -> int:
-        """How many of the node's first `most` blocks are those from `start` on; its first one is."""
+        """How many of the node's first `most` blocks are those from `start` on; the first is."""
         size = self._block_tokens
         low, high, tried = 1, most + 1, most
         while high - low > 1:

@@ -78,9 +78,9 @@ class Sequence:
     """The tokens of one generation and how far the worker has come with them.
 
     Positions [0, computed) are in the KV cache for certain; [0, planned) once the steps in flight
-    have retired. While it decodes, `Decoding` counts what is planned, and `computed` follows when it
-    leaves the steps. `blocks` are pages in order, of which the first `offered` are shared: they are
-    those of the prefix at whose end it stands, but for `own_pages`, whose like were there already.
+    have retired. While it decodes, `Decoding` counts what is planned, and `computed` follows when
+    it leaves the steps. `blocks` are pages in order, of which the first `offered` are shared: they
+    are those of the prefix at whose end it stands, but for `own_pages`, whose like were there.
     """
 
     number: int

@@ -1,8 +1,9 @@
 """SchedulerCore.handle(event, now) -> instructions: the only way anything here changes.
 
 One core drives one worker. It knows no clock, no chance and no I/O: equal events at equal times
-give equal instructions. Each event first changes the books, then whatever has become possible is
-begun: steps and moves of adapters, up to the bounds on what may be in flight.
+give equal instructions. Each event first changes the books, then the steps that have become
+possible are planned. Moves of adapters are decided at an event of their own, after the others have
+been carried out: the worker has its next step by then, and several facts lead to one decision.
 """
 
 from adex_proto.adapter import Tier
@@ -21,6 +22,8 @@ from adex_scheduler.core.events import (
     Cancelled,
     Drained,
     Event,
+    Fact,
+    MovesDue,
     Pin,
     Preload,
     Reload,
@@ -115,12 +118,11 @@ class SchedulerCore:
 
         What a caller did wrong becomes a Fail, what the worker did wrong a Disconnect.
         """
-        self._take_in(event, now)
-        if self.residency.failed:
-            self.endings.refuse_failed()
-        if self.connected:
-            self._mind_errands(now)
-            self._go_on(now)
+        if isinstance(event, MovesDue):
+            self._move_adapters(now)
+        else:
+            self._take_in(event, now)
+            self._plan_steps(now)
         for sent in self._out.commands:
             self.links.note_sent(sent.command, self.tiers.adapters, now)
         self._now = now
@@ -149,6 +151,19 @@ class SchedulerCore:
         adapter = self.tiers.adapters.get(self.digest_of(number) or "")
         return adapter.at_hand if adapter else Tier.ABSENT
 
+    def _plan_steps(self, now: float) -> None:
+        """Go on with what the event has left possible."""
+        if self.residency.failed:
+            self.endings.refuse_failed()
+        if not self.connected:
+            return
+        self._mind_errands(now)
+        while len(self.batch.flights) < self.limits.plans_in_flight_max:
+            plan = self.batch.form(now)
+            if plan is None:
+                break
+            self._out.plans.append(SendPlan(plan))
+
     def _mind_errands(self, now: float) -> None:
         """Begin the core's own errands, and end those whose adapter is where it shall be."""
         while self.errands.due:
@@ -157,19 +172,14 @@ class SchedulerCore:
                 self.endings.end_errand(sequence, error)
             self.endings.refuse_failed()
 
-    def _go_on(self, now: float) -> None:
-        """Begin what has become possible."""
-        batch = self.batch
-        while len(batch.flights) < self.limits.plans_in_flight_max:
-            plan = batch.form(now)
-            if plan is None:
-                break
-            self._out.plans.append(SendPlan(plan))
-        self.control.advance()
-        self.paging.keep_pages = batch.keep_pages
-        self.paging.advance(now)
+    def _move_adapters(self, now: float) -> None:
+        """Begin the moves that have become possible."""
+        if self.connected:
+            self.control.advance()
+            self.paging.keep_pages = self.batch.keep_pages
+            self.paging.advance(now)
 
-    def _take_in(self, event: Event, now: float) -> None:
+    def _take_in(self, event: Fact, now: float) -> None:
         match event:
             case Arrived():
                 self._on_arrived(event, now)

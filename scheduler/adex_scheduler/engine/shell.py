@@ -24,6 +24,7 @@ from adex_scheduler.core.events import (
     Cancelled,
     Drained,
     Event,
+    MovesDue,
     StopFound,
     Ticked,
     WorkerGone,
@@ -288,12 +289,17 @@ class Engine:
         self._telling = True
         try:
             while self._events:
-                for instruction in self._core.handle(self._events.popleft(), self._clock()):
-                    self._carry_out(instruction, self._core)
+                self._decide(self._events.popleft(), self._core)
+                if not self._events:
+                    self._decide(MovesDue(), self._core)
         except Exception as error:
             self._break(error)
         finally:
             self._telling = False
+
+    def _decide(self, event: Event, core: SchedulerCore) -> None:
+        for instruction in core.handle(event, self._clock()):
+            self._carry_out(instruction, core)
 
     def _break(self, error: Exception) -> None:
         """A fault of our own: nothing the core says can be trusted, so everything ends."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from adex_proto.outcome import Evicted, Fetched, Moved, StepOutcome
 from adex_proto.plan import AdapterCommand, NewSequence, Span, StepPlan
 from adex_proto.sampling import FinishReason, SamplingParams
-from adex_scheduler.core.events import Arrived, Event, Ticked, WorkerReady
+from adex_scheduler.core.events import Arrived, Event, MovesDue, Ticked, WorkerReady
 from adex_scheduler.core.instructions import Emit, Instruction, Send, SendPlan
 from adex_scheduler.simulate.baseline_tiers import (
     BaselineTiers,
@@ -110,6 +110,9 @@ class Baseline:
                 self._arrive(event, now)
             case StepOutcome():
                 self._take_outcome(event, out)
+            case MovesDue():
+                # These rules move adapters and plan steps at once.
+                return out
             case Ticked() | Evicted():
                 pass
             case Fetched() | Moved():

@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.sampling import SamplingParams
-from adex_scheduler.core.events import Arrived, Event, Ticked, WorkerReady
+from adex_scheduler.core.events import Arrived, Event, MovesDue, Ticked, WorkerReady
 from adex_scheduler.core.instructions import (
     Brought,
     Disconnect,
@@ -84,6 +84,7 @@ class Simulation:
         self._push(TICK_S, Ticked())
         for _ in range(self._course.streams or 0):
             self._arrive_next()
+        self._tell(MovesDue())
         open_loop = self._course.streams is None
         requests, until = self._requests, self._course.until_s
         while self._open or self._next < len(requests):
@@ -95,15 +96,18 @@ class Simulation:
             self._now = max(self._now, at)
             if due <= self._heap[0][0]:
                 self._arrive_next()
-                continue
-            event = heappop(self._heap)[2]
-            if isinstance(event, Ticked):
-                self._push(self._now + TICK_S, event)
-                self._on_tick()
-            self._tell(event)
+            else:
+                self._happen(heappop(self._heap)[2])
+            self._tell(MovesDue())
         return RunResult(
             self._now, tuple(self._records.values()), self._worker.times, tuple(self._gaps)
         )
+
+    def _happen(self, event: Event) -> None:
+        if isinstance(event, Ticked):
+            self._push(self._now + TICK_S, event)
+            self._on_tick()
+        self._tell(event)
 
     def _push(self, at: float, event: Event) -> None:
         self._order += 1

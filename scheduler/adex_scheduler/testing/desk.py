@@ -11,6 +11,7 @@ from adex_scheduler.core.events import (
     Arrived,
     Control,
     Event,
+    MovesDue,
     Pin,
     Preload,
     Reload,
@@ -118,6 +119,10 @@ class Desk:
         return list(oracle(digest, *self._inputs[number], self.worker.info.vocabulary))
 
     def tell(self, event: Event) -> list[Instruction]:
+        """One event to the core, and that moves are due after it. Returns: all instructions."""
+        return [*self.decide(event), *self.decide(MovesDue())]
+
+    def decide(self, event: Event) -> list[Instruction]:
         """One event to the core; its instructions reach the worker; the books are checked."""
         instructions = self.core.handle(event, self.now)
         if self.checking:

@@ -20,6 +20,7 @@ from adex_scheduler.core.events import (
     Cancelled,
     Control,
     Event,
+    MovesDue,
     Pin,
     Preload,
     Reload,
@@ -171,6 +172,9 @@ class World:
                 self.calm = True
             self.now += self.chance.expovariate(100.0)
             self._turn()
+            # Now and then several facts come before adapters are moved.
+            if self.chance.random() < 0.8:
+                self.tell(MovesDue())
         self._settle_accounts()
 
     def tell(self, event: Event) -> list[Instruction]:
