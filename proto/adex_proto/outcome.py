@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import NamedTuple, Self
 
 from adex_proto.adapter import AdapterKey, AdapterVersion, Tier
@@ -71,13 +72,12 @@ class SampledTokens:
         """The tokens of the other sequences."""
         if not dropped or dropped.isdisjoint(self.sequences):
             return self
-        # Few are dropped of many.
-        sequences, token_ids = list(self.sequences), list(self.token_ids)
-        for number in dropped.intersection(sequences):
-            place = sequences.index(number)
-            del sequences[place], token_ids[place]
-        scores = {number: score for number, score in self.scores.items() if number not in dropped}
-        return type(self)(tuple(sequences), tuple(token_ids), scores)
+        kept = [number not in dropped for number in self.sequences]
+        return type(self)(
+            tuple(compress(self.sequences, kept)),
+            tuple(compress(self.token_ids, kept)),
+            {number: score for number, score in self.scores.items() if number not in dropped},
+        )
 
 
 @dataclass(frozen=True, slots=True)
