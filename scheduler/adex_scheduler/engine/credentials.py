@@ -1,6 +1,9 @@
 """The credentials of the requests under way: nowhere else, and no longer."""
 
+from dataclasses import replace
+
 from adex_proto.adapter import AdapterKey
+from adex_proto.plan import AdapterCommand, Fetch
 
 
 class Credentials:
@@ -44,6 +47,12 @@ class Credentials:
         if key in self._kept:
             self._kept.discard(key)
             self.release(key)
+
+    def added_to(self, command: AdapterCommand) -> AdapterCommand:
+        """The command with the credential it needs; the core never sees one."""
+        if isinstance(command, Fetch):
+            return replace(command, credential=self.of(command.key))
+        return command
 
     def of(self, key: AdapterKey) -> str:
         """The credential for `key`, "" where it needs none."""

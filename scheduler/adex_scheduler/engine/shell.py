@@ -11,14 +11,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from adex_proto.adapter import AdapterKey
 from adex_proto.errors import AdexError, ProtocolViolation, ShuttingDown, WorkerLost
 from adex_proto.grammar import Grammar
 from adex_proto.outcome import Heartbeat, Hello, SampledToken, StepOutcome, WorkerInfo
-from adex_proto.plan import AdapterCommand, Fetch, StepPlan
+from adex_proto.plan import AdapterCommand, StepPlan
 from adex_proto.sampling import FinishReason
 from adex_scheduler.core.events import (
     Cancelled,
@@ -45,6 +44,7 @@ from adex_scheduler.core.statistics import CoreStatistics
 from adex_scheduler.engine.control import Askings, ControlRequest, Progress, event_of
 from adex_scheduler.engine.credentials import Credentials
 from adex_scheduler.engine.journey import Journey
+from adex_scheduler.engine.ports import Link
 from adex_scheduler.engine.recorder import Observer, Recorder
 from adex_scheduler.engine.scene import Scene
 from adex_scheduler.engine.streams import (
@@ -60,14 +60,6 @@ from adex_scheduler.link.worker import LinkEvent, LinkLost
 
 _LOG = logging.getLogger("adex_scheduler.engine")
 _TICK_S = 1.0
-
-
-class Link(Protocol):
-    """What the engine needs of the stream to a worker."""
-
-    def send(self, down: StepPlan | AdapterCommand) -> None: ...
-    async def run(self, on_event: Callable[[LinkEvent], None]) -> None: ...
-    async def prepare_grammar(self, grammar: Grammar) -> None: ...
 
 
 class Engine:
@@ -289,16 +281,23 @@ class Engine:
         self._telling = True
         try:
             while self._events:
-                self._decide(self._events.popleft(), self._core)
-                if not self._events:
-                    self._decide(MovesDue(), self._core)
+                self._decide(self._core)
         except Exception as error:
             self._break(error)
         finally:
             self._telling = False
 
-    def _decide(self, event: Event, core: SchedulerCore) -> None:
-        for instruction in core.handle(event, self._clock()):
+    def _decide(self, core: SchedulerCore) -> None:
+        """Take in what has happened. Plans leave first, then moves; callers' text comes after."""
+        answers: list[Instruction] = []
+        facts, self._events = self._events, deque()
+        for event in (*facts, MovesDue()):
+            for instruction in core.handle(event, self._clock()):
+                if isinstance(instruction, SendPlan | Send):
+                    self._carry_out(instruction, core)
+                else:
+                    answers.append(instruction)
+        for instruction in answers:
             self._carry_out(instruction, core)
 
     def _break(self, error: Exception) -> None:
@@ -320,7 +319,7 @@ class Engine:
                 self._recorder.planned(instruction.plan, self._streams, core)
             case Send():
                 self._recorder.sent(instruction.command)
-                self._send(self._credentialed(instruction.command))
+                self._send(self._credentials.added_to(instruction.command))
             case Emit():
                 self._emit(instruction)
             case Fail():
@@ -333,12 +332,6 @@ class Engine:
                 self._askings.tell(instruction)
             case Disconnect():
                 self._close_link(instruction.reason)
-
-    def _credentialed(self, command: AdapterCommand) -> AdapterCommand:
-        """The command with the credential it needs; the core never sees one."""
-        if isinstance(command, Fetch):
-            return replace(command, credential=self._credentials.of(command.key))
-        return command
 
     def _send(self, down: StepPlan | AdapterCommand) -> None:
         try:

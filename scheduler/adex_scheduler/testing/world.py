@@ -113,18 +113,15 @@ class World:
         self.core = SchedulerCore(info, self.limits)
         self.up: deque[StepOutcome | AdapterEvent] = deque()
         self.requests: dict[int, Request] = {}
+        # What operators asked and were not answered yet.
         self.asked: dict[int, Control] = {}
-        """What operators asked and were not answered yet."""
-        self.answered = 0
+        self.answered = self.turns = 0
         self.now = 0.0
-        self.turns = 0
         self.connected = False
         self.calm = False
         self.events: list[Event] = []
-        self._to_come = requests
-        self._numbers = 0
+        self._to_come, self._numbers, self._versions = requests, 0, 0
         self._turns_max = 1000 + TURNS_PER_REQUEST_MAX * requests
-        self._versions = 0
         self._meanings: dict[AdapterKey, list[str]] = {}
         self.keys = [AdapterKey("", "local", f"adapter-{i}") for i in range(adapters)]
         for key in self.keys:
@@ -172,8 +169,7 @@ class World:
                 self.calm = True
             self.now += self.chance.expovariate(100.0)
             self._turn()
-            # Now and then several facts come before adapters are moved.
-            if self.chance.random() < 0.8:
+            if self.chance.random() < 0.8:  # else more facts come first
                 self.tell(MovesDue())
         self._settle_accounts()
 

@@ -6,8 +6,7 @@ from adex_proto.adapter import AdapterVersion, Tier
 from adex_proto.errors import AdapterNotFound, AdapterTooLarge, SourceUnavailable
 from adex_proto.outcome import Held
 from adex_proto.plan import Evict, Fetch, PageIn, Stage
-from adex_scheduler.core.events import Cancelled, MovesDue, Ticked, WorkerReady
-from adex_scheduler.core.instructions import SendPlan
+from adex_scheduler.core.events import Cancelled, Ticked, WorkerReady
 from adex_scheduler.core.limits import Limits
 from adex_scheduler.testing.desk import Desk, key
 
@@ -26,25 +25,6 @@ def test_a_fetch_is_asked_for_as_soon_as_the_request_arrives() -> None:
     desk.arrive(desk.publish("a"))
     assert len(busy) > desk.worker.info.step_sequences_max
     assert desk.sent(Fetch) == [Fetch(key("a"))]
-
-
-def test_steps_are_planned_without_waiting_for_moves_and_several_facts_lead_to_one_decision() -> (
-    None
-):
-    desk = Desk()
-    for name in ("a", "b"):
-        desk.arrive(desk.publish(name))
-    desk.arrive(new=9)
-    for _ in range(2):
-        assert desk.decide(desk.worker.run_command(0)) == []
-    planned, *_ = desk.decide(desk.worker.run_plan())
-    assert isinstance(planned, SendPlan)
-    assert desk.sent(Stage) == []
-    desk.decide(MovesDue())
-    assert desk.sent(Stage) == [Stage("digest-a"), Stage("digest-b")]
-    assert desk.decide(MovesDue()) == []
-    desk.settle()
-    assert len(desk.finish) == 3
 
 
 def test_many_requests_for_one_name_cause_one_fetch_one_stage_and_one_page_in() -> None:
