@@ -67,18 +67,18 @@ def _pages_of(core: SchedulerCore, adapter: Adapter) -> Iterator[int]:
 
 
 def _check_prefixes(core: SchedulerCore) -> None:
-    users: Counter[int] = Counter()
+    users: Counter[Prefix] = Counter()
     for sequence in core.sequences.values():
         _check_stand(core, sequence)
         for run in _runs_above(sequence):
-            users[id(run)] += 1
+            users[run] += 1
     pool = core.pool
     loose = {page for page in range(pool.pages) if pool.is_loose(page)}
     free = {page for page in range(pool.pages) if pool.is_free(page)}
     assert pool.pages_free == len(free)
     idle: set[int] = set()
     for run in core.blocks.prefixes:
-        assert run.users == users[id(run)], f"prefix {run.key}"
+        assert run.users == users[run], f"prefix {run.key}"
         assert run.pages or run.users or run.below, f"prefix {run.key} is nobody's"
         assert len(run.tokens) == len(run.pages) * core.info.block_tokens
         assert all(one.above is run for one in run.below.values())
