@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adex.sse import SseParser
-from adex_scheduler.front.sse import KEEP_ALIVE, LOGPROB_MIN, finite_logprob, frame
+from adex_scheduler.front.sse import (
+    KEEP_ALIVE,
+    LOGPROB_MIN,
+    finite_logprob,
+    frame,
+    json_bytes,
+    json_list,
+)
 
 JSON = st.recursive(
     st.none()
@@ -50,3 +57,9 @@ def test_a_log_probability_is_always_a_number_json_has(logprob: float | None) ->
     shown = finite_logprob(logprob)
     assert LOGPROB_MIN <= shown <= 0.0
     assert json.loads(json.dumps(shown, allow_nan=False)) == shown
+
+
+@given(st.integers(0, 2500), st.text())
+def test_a_long_list_in_pieces_is_the_list(length: int, text: str) -> None:
+    items = [{"id": number, "text": text} for number in range(length)]
+    assert json_list(items) == json_bytes(items)

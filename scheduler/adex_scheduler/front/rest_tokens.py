@@ -15,7 +15,14 @@ from adex_scheduler.front.schema_openai import (
     parse_detokenize,
 )
 from adex_scheduler.front.schema_tgi import parse_tokenize
-from adex_scheduler.front.visit import SERVING, body_of_request, json_reply, visit_of
+from adex_scheduler.front.sse import json_bytes, json_list
+from adex_scheduler.front.visit import (
+    SERVING,
+    body_of_request,
+    json_reply,
+    visit_of,
+    written_reply,
+)
 
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
@@ -28,7 +35,8 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
         return await _counted(request, parse_count_text(body, limits))
     asked = parse_tokenize(body, limits)
     visit_of(request).ignored = asked.ignored
-    return json_reply(await listed_tokens(serving, asked.text, asked.add_special_tokens))
+    tokens = await listed_tokens(serving, asked.text, asked.add_special_tokens)
+    return written_reply(await beside_if_long(len(asked.text), lambda: json_list(tokens)))
 
 
 async def chat_tokenize(request: web.Request) -> web.StreamResponse:
@@ -38,7 +46,10 @@ async def chat_tokenize(request: web.Request) -> web.StreamResponse:
     visit_of(request).ignored = asked.ignored
     text = await rendered(serving.tokenizer, asked.conversation)
     tokens = await listed_tokens(serving, text, asked.conversation.add_special_tokens)
-    return json_reply({"tokenize_response": tokens, "templated_text": text})
+    listed = await beside_if_long(len(text), lambda: json_list(tokens))
+    return written_reply(
+        b'{"tokenize_response":' + listed + b',"templated_text":' + json_bytes(text) + b"}"
+    )
 
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
@@ -46,8 +57,11 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
     tokenizer, body = request.app[SERVING].tokenizer, await body_of_request(request)
     asked = parse_detokenize(body, request.app[SERVING].options.limits)
     visit_of(request).ignored = asked.ignored
-    known = [token_id for token_id in asked.token_ids if tokenizer.is_known(token_id)]
-    text = await beside_if_long(len(known), lambda: tokenizer.decode_raw(known))
+
+    def text_of() -> str:
+        return tokenizer.decode_raw([one for one in asked.token_ids if tokenizer.is_known(one)])
+
+    text = await beside_if_long(len(asked.token_ids), text_of)
     return json_reply({"prompt": text})
 
 
@@ -60,10 +74,14 @@ async def _counted(request: web.Request, asked: CountRequest) -> web.StreamRespo
     if not isinstance(text, str):
         text = await rendered(tokenizer, text)
     ids = await token_ids_of(tokenizer, text, asked.add_special_tokens)
+
+    def words() -> list[str] | None:
+        return [tokenizer.token_text(token_id) for token_id in ids] if asked.words else None
+
     reply: Mapping[str, object] = {
         "count": len(ids),
         "max_model_len": None if worker is None else total_tokens_max(serving, worker),
         "tokens": ids,
-        "token_strs": [tokenizer.token_text(token_id) for token_id in ids] if asked.words else None,
+        "token_strs": await beside_if_long(len(ids), words),
     }
-    return json_reply(reply)
+    return written_reply(await beside_if_long(len(ids), lambda: json_bytes(reply)))

@@ -36,6 +36,7 @@ from adex_scheduler.front.asking import (
     whole,
 )
 from adex_scheduler.front.ports import Serving
+from adex_scheduler.front.prompts import beside_if_long
 from adex_scheduler.front.rest_admin import info_of
 from adex_scheduler.front.rpc_adapters import Adapters, listed_adapters
 from adex_scheduler.front.rpc_call import Call, visited
@@ -87,7 +88,7 @@ class Generation(GenerationServicer):
         async with visited(self._serving, "Tokenize", context):
             asked = parse_tokenize(body_of_tokenize(request), self._serving.options.limits)
             listed = await listed_tokens(self._serving, asked.text, asked.add_special_tokens)
-            return tokens_message(listed)
+            return await beside_if_long(len(asked.text), lambda: tokens_message(listed))
 
     async def ModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The model and the limits."""

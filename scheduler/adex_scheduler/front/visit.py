@@ -90,9 +90,14 @@ def json_reply(
     value: object, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> web.Response:
     """A JSON answer."""
-    return web.Response(
-        body=json_bytes(value), status=status, content_type="application/json", headers=headers
-    )
+    return written_reply(json_bytes(value), headers, status)
+
+
+def written_reply(
+    body: bytes, headers: Mapping[str, str] | None = None, status: int = 200
+) -> web.Response:
+    """An answer that is JSON already."""
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
 
 
 async def stream_reply(

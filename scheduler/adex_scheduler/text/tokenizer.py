@@ -74,13 +74,16 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the special tokens of a whole prompt unless told otherwise."""
-        return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+        # A batch of one: `encode` would keep the interpreter's lock, and every stream with it, for
+        # as long as it takes, and note offsets that nobody asks for.
+        [encoding] = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def encode_with_offsets(
         self, text: str, add_special_tokens: bool = True
     ) -> list[tuple[int, int, int]]:
         """(token id, start, stop) with offsets in characters of `text`."""
-        encoding = self._fast.encode(text, add_special_tokens=add_special_tokens)
+        [encoding] = self._fast.encode_batch([text], add_special_tokens=add_special_tokens)
         return [(token, *span) for token, span in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -1,6 +1,7 @@
 """The tokenizer: what transformers makes of the same files."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,22 @@ def test_a_model_without_a_tokenizer_is_refused_with_a_reason(tmp_path: Path) ->
         Tokenizer.load(str(tmp_path))
     with pytest.raises(ValidationError, match="neither a folder nor"):
         Tokenizer.load("no such/model at all")
+
+
+def test_while_a_long_text_is_encoded_other_threads_go_on(ours: Tokenizer) -> None:
+    """A library that keeps the interpreter's lock would stop every stream for as long."""
+    turns, over = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not over.wait(0.001):
+            turns += 1
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    before = turns
+    ours.encode("Hello, world. " * 150_000)
+    during = turns - before
+    over.set()
+    other.join()
+    assert during > 10
