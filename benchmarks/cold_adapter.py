@@ -132,8 +132,9 @@ class _Way:
         """(what, bytes, milliseconds) of what touches every byte, for one adapter."""
         from adex_proto.adapter import AdapterKey
         from adex_worker.adapters.bundle import checksum_of, pack
-        from adex_worker.adapters.byte_views import byte_view, copy_bytes, digest_of_content
+        from adex_worker.adapters.byte_views import byte_view, copy_bytes
         from adex_worker.adapters.core.bundle_header import BundleHeader
+        from adex_worker.adapters.digest import digest_of_content
         from adex_worker.adapters.format import read_adapter
 
         local = self.sources["local"]

@@ -11,6 +11,7 @@ from adex_kernels.native import library
 from adex_kernels.native.memory import address
 
 _TYPES = [*library.TYPES]
+_BYTES = np.array([dtype.itemsize for dtype in _TYPES])
 # pack.c's `Piece`.
 _PIECE = np.dtype(
     [
@@ -52,12 +53,17 @@ def table_of(pieces: Sequence[Piece]) -> NDArray[np.void]:
 def pack(file: torch.Tensor, table: NDArray[np.void], elements: torch.Tensor) -> bool | None:
     """Put the pieces of `file` ([bytes] uint8) where they belong in `elements`.
 
-    The caller has checked that they lie inside both. Returns: whether all are finite, as they were
-    and as they are now; None, with nothing done, where there is no compiled code to do it.
+    Returns: whether all are finite, as they were and as they are now; None, with nothing done,
+    where there is no compiled code to do it.
     """
     native = library.functions(elements.dtype, elements.device)
     if native is None:
         return None
     assert file.is_contiguous(), "bytes are read as they lie"
     assert elements.is_contiguous(), "a bundle is one run of elements"
+    sizes = table["rows"] * table["columns"]
+    ends = table["start"] + sizes * _BYTES[table["kind"]]
+    assert ends.max(initial=0) <= file.nbytes, "a piece lies beyond the end of its file"
+    ends = table["at"] + sizes
+    assert ends.max(initial=0) <= elements.numel(), "a piece lies beyond the end of its bundle"
     return bool(native.pack(file.data_ptr(), address(table), len(table), elements.data_ptr()))

@@ -11,9 +11,10 @@ from adex_kernels.layout import GROUP_MODULES, Group
 from adex_kernels.native.pack import Piece, table_of
 from adex_kernels.native.pack import pack as pack_compiled
 from adex_proto.errors import AdapterMalformed, AdapterUnsupported
-from adex_worker.adapters.byte_views import byte_view, digest_of_content
+from adex_worker.adapters.byte_views import byte_view
 from adex_worker.adapters.core.form import Form
 from adex_worker.adapters.core.header import ELEMENT_BYTES, WEIGHTS_FILE, TensorEntry
+from adex_worker.adapters.digest import digest_of_content
 from adex_worker.adapters.format import CheckedAdapter
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

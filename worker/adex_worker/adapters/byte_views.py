@@ -1,11 +1,10 @@
-"""Bytes between files and tensors, through buffers, and what names them."""
+"""Bytes between files and tensors, through the standard library's buffers."""
 
 import ctypes
 import io
 from typing import Protocol
 
 import torch
-from blake3 import blake3
 
 # Large enough to be quick, small enough to be hashed while it is warm in the cache, and for steps
 # not to wait for the call: many Linux kernels do not give a core back within one.
@@ -17,15 +16,6 @@ class Digest(Protocol):
 
     def update(self, data: bytes | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
-
-
-def digest_of_content() -> Digest:
-    """The hash that names adapters and proves bundles: BLAKE3, 64 hexadecimal digits.
-
-    All callers share what lies under one name, so nobody may be able to make another's; and every
-    byte that comes nearer passes through it, so it is the one that a processor's vectors are for.
-    """
-    return blake3()
 
 
 def read_into(stream: io.RawIOBase, view: memoryview, digest: Digest | None = None) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdexError, SourceUnavailable
-from adex_worker.adapters.byte_views import Digest, byte_view, digest_of_content, read_into
+from adex_worker.adapters.byte_views import Digest, byte_view, read_into
 from adex_worker.adapters.cache_room import cache_full, is_full
 from adex_worker.adapters.core.bundle_header import (
     PREAMBLE_BYTES,
@@ -26,6 +26,7 @@ from adex_worker.adapters.core.bundle_header import (
     file_name,
     header_bytes_of,
 )
+from adex_worker.adapters.digest import digest_of_content
 
 _log = logging.getLogger(__name__)
 # Many Linux kernels do not give a core back within a call: a step's thread waits for its end.

@@ -11,7 +11,7 @@ import torch
 from adex_kernels.layout import ModelShape
 from adex_proto.adapter import AdapterVersion
 from adex_proto.errors import AdapterMalformed, AdapterTooLarge, SourceUnavailable
-from adex_worker.adapters.byte_views import Digest, byte_view, digest_of_content, read_into
+from adex_worker.adapters.byte_views import Digest, byte_view, read_into
 from adex_worker.adapters.core.config import CONFIG_FILE, check_config_bytes, parse_config
 from adex_worker.adapters.core.form import Form, form_of
 from adex_worker.adapters.core.header import (
@@ -21,6 +21,7 @@ from adex_worker.adapters.core.header import (
     WEIGHTS_FILE,
     header_length,
 )
+from adex_worker.adapters.digest import digest_of_content
 from adex_worker.adapters.sources.source import Resolved, Source
 from adex_worker.adapters.sources.transfer import Room
 
