@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adex_kernels.layout import Module, bundle_layout
 from adex_kernels.native import library
@@ -184,7 +185,10 @@ class _Timed:
     """The model, as the runner sees it."""
 
     def __init__(self, decoder: Decoder, watch: _Stopwatch) -> None:
-        self.forward = watch.timed("model", decoder.forward)
+        self._prepare, self._watch = watch.timed("model", decoder.prepare), watch
+
+    def prepare(self, *rest: Any) -> Callable[[Tensor], Tensor]:
+        return self._watch.timed("model", self._prepare(*rest))
 
 
 def _floor_ms(decoder: Decoder, rows: int, adapter_bytes: list[int], repeats: int) -> float:

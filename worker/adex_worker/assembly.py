@@ -38,7 +38,9 @@ from adex_worker.model.source import ModelSource
 from adex_worker.model.weights import load_model
 from adex_worker.progress import progress_bar, progress_lines
 from adex_worker.run.constraints import ConstraintTable
-from adex_worker.run.runner import Runner, last_tokens
+from adex_worker.run.lane import AtOnce, Beside
+from adex_worker.run.last_tokens import last_tokens
+from adex_worker.run.runner import Runner
 from adex_worker.run.steps import StepThread
 from adex_worker.service.commands import CommandPools
 from adex_worker.service.server import WorkerParts
@@ -90,12 +92,12 @@ def assemble(options: WorkerOptions) -> Worker:
         decoder.stay_on(cores)
     grammars = _grammars(options, info)
     constraints = None if grammars is None else ConstraintTable(grammars)
-    last = last_tokens(info, device) if device.type == "cuda" else None
-    graphs = None
-    if records and last is not None:
+    last, graphs = last_tokens(info, device), None
+    if records:
         graphs, told = recording.recorded(decoder, kv, store.slots, last, info)
         kernels_path += f"; CUDA graphs: {told}"
-    runner = Runner(decoder, kv, arena, store.slots, info, constraints, graphs, last)
+    lane = Beside() if device.type == "cpu" else AtOnce()
+    runner = Runner(decoder, kv, arena, store.slots, info, constraints, graphs, last, lane)
     steps = StepThread(runner, partial(_stay_at, device))
     steps.start()
     # The model is here to stay: collecting garbage need not look at it again.

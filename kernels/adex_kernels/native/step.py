@@ -27,7 +27,6 @@ from adex_kernels.native.panels import (
 )
 
 BLOCK_TOKENS = 16
-
 _STAGE_BYTES = _HELD_BYTES = 64
 _STAGES_PER_LAYER = 14
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -180,6 +179,30 @@ def _kept(rows: int, wanted: Tensor | None, segments: IntArray) -> _Kept:
     return _Kept(kept, places, fewer[counts > 0])
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """A step that lacks nothing but its tokens; it `keeps` what the struct points to."""
+
+    functions: library.Functions
+    model: _Model
+    step: _Step
+    found: Tensor
+    keeps: tuple[object, ...]
+
+    def take(self, token_ids: Tensor) -> Tensor:
+        """Of token_ids [rows] int64, once: logits [wanted, vocabulary] float32, or, of a model
+        without a head here, the normed rows [wanted, hidden] that they follow from. Raises
+        IndexError for a token outside the vocabulary."""
+        assert len(token_ids) == self.step.rows, "a token for each row"
+        self.step.token_ids = token_ids.data_ptr()
+        failed = self.functions.step(ctypes.byref(self.model), ctypes.byref(self.step))
+        if failed == UNFIT:
+            raise ValueError("an adapter's matrices or rows do not fit the model")
+        if failed:
+            raise IndexError("a token is outside the vocabulary")
+        return self.found
+
+
 class NativeModel:
     """A model as step.c reads it. Not thread-safe: a step uses its buffers.
 
@@ -196,8 +219,8 @@ class NativeModel:
         norm: Tensor,
         head: Weight,
     ) -> None:
-        """`embedding` [vocabulary, hidden] is of the serving type. A `head` that is neither packed
-        nor `embedding` leaves the logits to the caller. Weights of the layers must be packed."""
+        """`embedding` [vocabulary, hidden] is of the serving type; layers are packed. A
+        `head` that is neither packed nor `embedding` leaves the logits to the caller."""
         self.spent: Tensor | None = None
         self.cores: Tensor | None = None
         assert embedding.is_contiguous(), "rows of it are found by their number"
@@ -233,31 +256,26 @@ class NativeModel:
         self._scratch_stride = panel_bytes(max(ins, default=0), self._dtype)
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
-    def forward(
+    def prepare(
         self,
-        token_ids: Tensor,
         rotation: tuple[Tensor, Tensor],
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
         logit_rows: Tensor | None,
-    ) -> Tensor | None:
-        """From token_ids [rows] int64 through all layers and the last norm.
+    ) -> "PreparedStep | None":
+        """A step through all layers and the last norm; None where an adapter is not described for
+        this path. It may be prepared while another is taken.
 
         `rotation` is cos and sin, each [rows, rotary_dim] float32 (half of sin negated).
         Cells behind the end of a sequence, in a block that this step begins, are cleared.
-        Returns: logits [wanted, vocabulary] float32, or, of a model without a head here, the
-        normed rows [wanted, hidden] that they follow from; None with nothing done where an adapter
-        is not described for this path. Raises IndexError for a token outside the vocabulary.
         """
-        native = library.functions(self._dtype, token_ids.device)
+        native = library.functions(self._dtype, kv.device)
         assert native is not None, "the library that packed the weights is still registered"
-        segments = None
-        if lora is not None:
-            segments = thin_segments(lora, self._dtype, lambda rows, record: True)
-            if segments.others:
-                return None
-        rows, threads = token_ids.shape[0], torch.get_num_threads()
+        segments = None if lora is None else thin_segments(lora, self._dtype, lambda *_: True)
+        if segments is not None and segments.others:
+            return None
+        rows, threads = rotation[0].shape[0], torch.get_num_threads()
         wanted = rows if logit_rows is None else len(logit_rows)
         assert self.cores is None or len(self.cores) == threads, "a core for each thread"
         words = _NO_SEGMENTS if segments is None else segments.words.numpy().reshape(-1, 4)
@@ -265,18 +283,17 @@ class NativeModel:
         described, told = self._attention(kv, attention)
         cos, sin = (each.contiguous() for each in rotation)
         # numpy's: between two steps, torch would hand Python's lock to whoever wants it.
-        stages_bytes = (len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES
-        stages = np.zeros(stages_bytes + threads * _HELD_BYTES, np.uint8)
+        staged = (len(self._layers) + 1) * _STAGES_PER_LAYER * _STAGE_BYTES
+        stages = np.zeros(staged + threads * _HELD_BYTES, np.uint8)
         logits = np.empty((wanted, self._head_out), np.float32)
         buffers = self._buffers(max(rows, wanted), threads)
-        normed = None
+        found = torch.from_numpy(logits)
         if not self.has_head:
-            normed = torch.empty((wanted, self._shape.hidden), dtype=self._dtype)
-            buffers["chosen"] = normed.data_ptr()
+            found = torch.empty((wanted, self._shape.hidden), dtype=self._dtype)
+            buffers["chosen"] = found.data_ptr()
         step = _Step(
             rows=rows,
             wanted=wanted,
-            token_ids=token_ids.data_ptr(),
             **buffers,
             scratch_stride=self._scratch_stride,
             cos=cos.data_ptr(),
@@ -293,15 +310,10 @@ class NativeModel:
             threads=threads,
             spent=0 if self.spent is None else self.spent.data_ptr(),
             cores=0 if self.cores is None else self.cores.data_ptr(),
-            held=address(stages) + stages_bytes,
+            held=address(stages) + staged,
         )
-        failed = native.step(ctypes.byref(self._model), ctypes.byref(step))
-        if failed == UNFIT:
-            raise ValueError("an adapter's matrices or rows do not fit the model")
-        if failed:
-            raise IndexError("a token is outside the vocabulary")
-        del told
-        return torch.from_numpy(logits) if normed is None else normed
+        keeps = (self._buffer, words, segments, kept, told, cos, sin, attention, stages, logits)
+        return PreparedStep(native, self._model, step, found, keeps)
 
     def _attention(self, kv: Tensor, attention: AttentionBatch) -> tuple[_Attention, object]:
         """The struct, and what it points to."""

@@ -4,7 +4,7 @@ Plain tensors in slotted objects and no module tree: on small steps the host's w
 what costs, and a tree of modules costs two to three times this loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,13 +111,35 @@ class Decoder:
             into: where the logits are to be, [wanted, vocabulary] float32; None is anywhere.
         Returns: [wanted, vocabulary] float32.
         """
+        return self.prepare(positions, kv, attention, lora, logit_rows, into)(token_ids)
+
+    @torch.inference_mode()
+    def prepare(
+        self,
+        positions: Tensor,
+        kv: Tensor,
+        attention: AttentionBatch,
+        lora: LoraBatch | None = None,
+        logit_rows: Tensor | None = None,
+        into: Tensor | None = None,
+    ) -> Callable[[Tensor], Tensor]:
+        """As `forward`; returns what takes the step from its token_ids to its logits, once. A step
+        may be prepared while the one before it is taken."""
         if lora is not None and not lora.segments:
             lora = None
-        logits = None
-        if self._native is not None and attention.block_tokens == BLOCK_TOKENS:
-            logits = self._compiled(token_ids, positions, kv, attention, lora, logit_rows)
-        if logits is None:
-            logits = self._by_operations(token_ids, positions, kv, attention, lora, logit_rows)
+        compiled = self._compiled(positions, kv, attention, lora, logit_rows)
+
+        @torch.inference_mode()
+        def take(token_ids: Tensor) -> Tensor:
+            if compiled is not None:
+                return self._finished(compiled(token_ids), into)
+            rest = positions, kv, attention, lora, logit_rows
+            return self._finished(self._by_operations(token_ids, *rest), into)
+
+        return take
+
+    def _finished(self, logits: Tensor, into: Tensor | None) -> Tensor:
+        """As float32, where they are to be, and capped where the model does so."""
         if into is not None:
             logits = into.copy_(logits)
         elif logits.dtype != torch.float32:
@@ -129,25 +151,30 @@ class Decoder:
 
     def _compiled(
         self,
-        token_ids: Tensor,
         positions: Tensor,
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None,
         logit_rows: Tensor | None,
-    ) -> Tensor | None:
-        """Logits of the wanted rows; None with nothing done where this path cannot serve a step.
+    ) -> Callable[[Tensor], Tensor] | None:
+        """From token_ids to logits of the wanted rows; None where this path cannot serve a step.
 
-        Hardly an operation of torch's before the call: each offers Python's lock to other threads,
-        and a step that loses it waits for what they do.
+        Hardly an operation of torch's stands between two compiled calls: each offers Python's lock
+        to other threads, and a step that loses it waits for what they do.
         """
-        assert self._native is not None
-        ids = token_ids if token_ids.dtype == torch.int64 else token_ids.long()
+        native = self._native
+        if native is None or attention.block_tokens != BLOCK_TOKENS:
+            return None
         rotation = self._rope.rotation(positions, attention.row_lens, torch.float32)
-        found = self._native.forward(ids, rotation, kv, attention, lora, logit_rows)
-        if found is None or self._native.has_head:
-            return found
-        return linear(found, self.weights.head)
+        step = native.prepare(rotation, kv, attention, lora, logit_rows)
+        if step is None:
+            return None
+
+        def run(token_ids: Tensor) -> Tensor:
+            found = step.take(token_ids if token_ids.dtype == torch.int64 else token_ids.long())
+            return found if native.has_head else linear(found, self.weights.head)
+
+        return run
 
     def _by_operations(
         self,

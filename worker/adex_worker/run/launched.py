@@ -1,5 +1,6 @@
 """A step between its launch and its outcome."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,8 @@ class Launched:
     `sequences` are the numbers of all that it computes: their rows may change hands meanwhile.
     `numbers`, `generated` (tokens before this step's), `needs` and `wanted` (alternatives) are of
     the rows that sample, [sampled], as they were at its launch. `errors` are by table row.
+    `logits`, until they are chosen from, and `chosen` are on the lane, which also sets `scores`,
+    `draws` and `arrival`.
     """
 
     step: int
@@ -34,7 +37,8 @@ class Launched:
     inputs: StepInputs | None = None
     sequences: IntArray = field(default_factory=_none)
     scored: ScoredRows | None = None
-    logits: Tensor | None = None
+    logits: Future[Tensor] | None = None
+    chosen: Future[None] | None = None
     numbers: IntArray = field(default_factory=_none)
     generated: IntArray = field(default_factory=_none)
     needs: IntArray = field(default_factory=_none)
@@ -47,10 +51,19 @@ class Launched:
     @property
     def waits(self) -> bool:
         """Whether the device may still be at it once its tokens are chosen."""
+        if self.told is not None:
+            return True
         return self.arrival is not None and self.device.type == "cuda"
 
+    @property
+    def told(self) -> Future[None] | None:
+        """Is done when the step is; None where somebody has to wait for it, or nobody."""
+        return None if self.chosen is None or self.chosen.done() else self.chosen
+
     def wait(self) -> None:
-        """Return when the device is done with the step; any thread may call."""
+        """Return when the device is done with the step; any thread may call. Raises what failed."""
+        if self.chosen is not None:
+            self.chosen.result()
         if self.arrival is not None:
             self.arrival.wait()
 

@@ -6,7 +6,10 @@ runner ready for the next plan.
 
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,17 +29,17 @@ from adex_proto.outcome import (
 from adex_proto.plan import StepPlan
 from adex_worker.run.arrays import Download, IntArray, upload
 from adex_worker.run.constraints import ConstraintTable, Masks
-from adex_worker.run.inputs import UNREAD, PoolLimits, StepInputs, step_inputs
+from adex_worker.run.inputs import PoolLimits, StepInputs, step_inputs
+from adex_worker.run.lane import AtOnce, Lane
+from adex_worker.run.last_tokens import keep_last, sequences_max, token_ids_of
 from adex_worker.run.launched import Launched, token_scores
 from adex_worker.run.sample import Sampled, sample
 from adex_worker.run.sampling_table import Needs, SamplingTable
 from adex_worker.run.scores import ScoredRows, prompt_scores, scored_rows, with_scored
-from adex_worker.run.sequences import SequenceTable, rows_max
+from adex_worker.run.sequences import SequenceTable
 
 _LOG = logging.getLogger(__name__)
 
-# Sequences may wait on the worker between steps; this many times a step's worth is a leak.
-_SEQUENCES_PER_STEP_SEQUENCE = 16
 _NOT_FINITE = StepFailed("the model's logits are not finite")
 _SPOILED = StepFailed("the step before it failed")
 
@@ -44,15 +47,16 @@ _SPOILED = StepFailed("the step before it failed")
 class Forward(Protocol):
     """The model: logits [logit_rows, vocabulary] float32 for rows of any sequences."""
 
-    def forward(
+    def prepare(
         self,
-        token_ids: Tensor,
         positions: Tensor,
         kv: Tensor,
         attention: AttentionBatch,
         lora: LoraBatch | None = None,
         logit_rows: Tensor | None = None,
-    ) -> Tensor: ...
+    ) -> Callable[[Tensor], Tensor]:
+        """What takes the step from its token_ids [rows] to its logits, once."""
+        ...
 
 
 class RecordedDecodes(Protocol):
@@ -94,15 +98,6 @@ class RunnerStatistics:
     seconds: float
 
 
-def last_tokens(info: WorkerInfo, device: torch.device) -> Tensor:
-    """Room for the token that each table row has sampled last, int64."""
-    return torch.zeros(rows_max(_sequences_max(info)), dtype=torch.int64, device=device)
-
-
-def _sequences_max(info: WorkerInfo) -> int:
-    return _SEQUENCES_PER_STEP_SEQUENCE * info.step_sequences_max
-
-
 class Runner:
     """The step side of one worker. Not thread-safe: one thread calls it."""
 
@@ -116,11 +111,13 @@ class Runner:
         constraints: ConstraintTable | None = None,
         graphs: RecordedDecodes | None = None,
         last: Tensor | None = None,
+        lane: Lane | None = None,
     ) -> None:
         """`kv` is the pool as KV blocks, [pages, layers, 2, block_tokens, kv_heads, head_dim].
 
         Without `constraints` no sequence may have a grammar. `graphs` compute the steps they take.
-        `last` (see `last_tokens`) lets a step begin before the one before it is finished.
+        `last` (see `last_tokens`) lets a step begin before the one before it is finished. Steps are
+        computed on `lane`; without one, by whoever calls.
         """
         self._model = model
         self._kv = kv
@@ -136,11 +133,11 @@ class Runner:
         self._sequences = SequenceTable(
             vocabulary=info.vocabulary,
             positions_max=info.positions_max,
-            sequences_max=_sequences_max(info),
+            sequences_max=sequences_max(info),
         )
         self._sampling = SamplingTable(vocabulary=info.vocabulary, eos_token_ids=info.eos_token_ids)
         self._constraints = constraints
-        self._graphs, self._last = graphs, last
+        self._graphs, self._last, self._lane = graphs, last, lane or AtOnce()
         self._ended_s = 0.0
         self._steps = self._rows = self._tokens = self._failures = 0
         self._seconds = 0.0
@@ -175,6 +172,9 @@ class Runner:
         The step before it must be chosen, and, without `last`, finished too.
         """
         launched = Launched(plan.step, time.perf_counter(), self._kv.device)
+        if plan.finished or plan.arrived:
+            # Tokens are being chosen by the tables that change now.
+            self._lane.settle()
         for number in plan.finished:
             self._forget(number)
         launched.failures = self._meet(plan)
@@ -191,29 +191,35 @@ class Runner:
         self._sequences.fail(list(refused), plan.step)
         return RunningStep(self, launched)
 
-    @torch.inference_mode()
     def choose(self, launched: Launched) -> None:
         """Choose the step's tokens on the device, by what was finished until now."""
-        inputs, logits, scored = launched.inputs, launched.logits, launched.scored
+        inputs, logits = launched.inputs, launched.logits
         launched.logits = None
         if inputs is None or logits is None:
             return
-        rows = inputs.sampled
         try:
-            if scored is not None:
-                launched.scores = prompt_scores(logits[len(rows) :], scored)
-            if not len(rows):
-                launched.arrival = Download(self._kv.device)
-                return
-            masks, launched.errors = self._masks(rows)
-            generated = launched.generated
-            own = logits if len(logits) == len(rows) else logits[: len(rows)]
-            draws = sample(own, rows, generated, self._sampling, masks)
-            launched.draws, launched.arrival = draws, draws.arrival
-            if self._last is not None:
-                self._last.index_copy_(0, upload(rows, self._kv.device), draws.token_ids)
+            masks, launched.errors = self._masks(inputs.sampled)
+            choice = partial(self._choose, launched, inputs, logits, masks)
+            launched.chosen = self._lane.submit(choice)
         except Exception as error:
             self._fail_all(launched, error)
+
+    @torch.inference_mode()
+    def _choose(
+        self, launched: Launched, inputs: StepInputs, found: Future[Tensor], masks: Masks | None
+    ) -> None:
+        """On the lane: of the logits that were found there before."""
+        logits, rows, scored = found.result(), inputs.sampled, launched.scored
+        if scored is not None:
+            launched.scores = prompt_scores(logits[len(rows) :], scored)
+        if not len(rows):
+            launched.arrival = Download(self._kv.device)
+            return
+        own = logits if len(logits) == len(rows) else logits[: len(rows)]
+        draws = sample(own, rows, launched.generated, self._sampling, masks)
+        launched.draws, launched.arrival = draws, draws.arrival
+        if self._last is not None:
+            keep_last(self._last, rows, draws.token_ids)
 
     def finish(self, launched: Launched) -> StepOutcome:
         """Wait for the step, and say what came of it: an outcome frees pages, also for copies that
@@ -270,7 +276,7 @@ class Runner:
         launched.inputs, launched.sequences = inputs, table.numbers[inputs.table_rows]
         try:
             launched.scored = scored_rows(inputs, table, self._sampling)
-            launched.logits = self._logits(inputs, launched.scored)
+            launched.logits = self._lane.submit(self._prepared(inputs, launched.scored))
         except Exception as error:
             self._fail_all(launched, error)
             return
@@ -281,26 +287,22 @@ class Runner:
         launched.needs, launched.wanted = self._sampling.needs[rows], self._sampling.logprobs[rows]
         table.expect(rows)
 
-    def _logits(self, inputs: StepInputs, scored: ScoredRows | None) -> Tensor:
-        """[sampled and then scored rows, vocabulary] float32, of one forward pass."""
+    def _prepared(self, inputs: StepInputs, scored: ScoredRows | None) -> Callable[[], Tensor]:
+        """What finds, on the lane, the logits [sampled and then scored rows, vocabulary] float32 of
+        one forward pass."""
         if self._graphs is not None and scored is None and self._graphs.take(inputs):
-            return self._graphs.forward(inputs)
+            return partial(self._graphs.forward, inputs)
         device, lora = self._kv.device, None
         if inputs.segments:
             lora = LoraBatch(inputs.segments, self._slots, table=self._slots.table)
-        token_ids = upload(inputs.token_ids, device)
-        if self._last is not None and (inputs.token_ids == UNREAD).any():
-            owners = np.repeat(inputs.table_rows, inputs.stops - inputs.starts)
-            found = self._last.index_select(0, upload(owners, device))
-            token_ids = torch.where(token_ids == UNREAD, found, token_ids)
-        return self._model.forward(
-            token_ids,
+        take = self._model.prepare(
             upload(inputs.positions, device),
             self._kv,
             inputs.attention(device),
             lora,
             upload(with_scored(inputs.logit_rows, scored), device),
         )
+        return lambda: take(token_ids_of(inputs, self._last, device))
 
     def _fail_all(self, launched: Launched, error: Exception) -> None:
         """Whatever a pass raises costs its step's sequences and nothing else."""
@@ -362,6 +364,10 @@ class RunningStep:
     @property
     def waits(self) -> bool:
         return self._launched.waits
+
+    @property
+    def told(self) -> Future[None] | None:
+        return self._launched.told
 
     def choose(self) -> None:
         self._runner.choose(self._launched)

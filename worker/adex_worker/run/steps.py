@@ -1,6 +1,7 @@
 """The one thread that computes steps, strictly in the order their plans were submitted.
 
-On a device that computes by itself the next step is launched while it is at the present one.
+On a device that computes by itself, or a lane beside this thread, the next step is launched while
+that is at the present one.
 Nothing else ever runs a step, so the runner needs no lock, and the event loop never waits for a
 tensor. Outcomes are handed over on this thread; the receiver moves them to where it wants them.
 """
@@ -26,6 +27,11 @@ class UnderWay(Protocol):
     @property
     def waits(self) -> bool:
         """Whether the device may still be at it once its tokens are chosen."""
+        ...
+
+    @property
+    def told(self) -> Future[None] | None:
+        """Is done when the device is, where the device says so by itself."""
         ...
 
     def choose(self) -> None:
@@ -156,9 +162,9 @@ class StepThread:
             self._end()
 
     def _is_watched(self, under_way: UnderWay) -> bool:
-        """Whether a thread waits for the step's end, which is told to this one."""
+        """Whether the step's end is told to this thread, by the device or one that waits for it."""
         try:
-            self._arrived = self._ends.submit(under_way.wait)
+            self._arrived = under_way.told or self._ends.submit(under_way.wait)
         except RuntimeError:
             # The system gives this process no more threads.
             return False

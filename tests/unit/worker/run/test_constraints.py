@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,9 @@ FAVOURITE = TOKENS.tokenize_str("~")[0]
 @dataclass
 class Stubborn:
     """Logits that depend on the position alone, with one favourite."""
+
+    def prepare(self, *rest: Any) -> Callable[[Tensor], Tensor]:
+        return lambda token_ids: self.forward(token_ids, *rest)
 
     def forward(
         self,

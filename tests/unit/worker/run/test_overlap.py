@@ -1,6 +1,7 @@
 """Steps that begin before the ones before them are read: the outcomes are the same."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,9 @@ from adex_worker.adapters.arena import Arena, kv_page_bytes
 from adex_worker.adapters.views import ResidentSlots
 from adex_worker.run import runner, sample
 from adex_worker.run.arrays import Download
-from adex_worker.run.runner import Runner, last_tokens
+from adex_worker.run.lane import Beside, Lane
+from adex_worker.run.last_tokens import last_tokens
+from adex_worker.run.runner import Runner
 from adex_worker.run.sample import Draws, Sampled
 from adex_worker.run.sampling_table import SamplingTable
 
@@ -36,6 +39,9 @@ class Chain:
         self._table = 3 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)
         self._spoiled = spoiled
 
+    def prepare(self, *rest: Any) -> Callable[[Tensor], Tensor]:
+        return lambda token_ids: self.forward(token_ids, *rest)
+
     def forward(
         self,
         token_ids: Tensor,
@@ -50,7 +56,7 @@ class Chain:
         return logits if logit_rows is None else logits[logit_rows]
 
 
-def runner_of(model: Any, *, overlaps: bool) -> Runner:
+def runner_of(model: Any, *, overlaps: bool, lane: Lane | None = None) -> Runner:
     page_bytes = kv_page_bytes(TOKENS, 1, 1, 8, torch.float32)
     arena = Arena(pages=PAGES, page_bytes=page_bytes, dtype=torch.float32, device="cpu")
     info = WorkerInfo(
@@ -74,7 +80,7 @@ def runner_of(model: Any, *, overlaps: bool) -> Runner:
     )
     last = last_tokens(info, torch.device("cpu")) if overlaps else None
     kv = arena.kv(layers=1, block_tokens=TOKENS, kv_heads=1, head_dim=8)
-    return Runner(model, kv, arena, ResidentSlots(), info, None, None, last)
+    return Runner(model, kv, arena, ResidentSlots(), info, None, None, last, lane)
 
 
 def in_turn(runner: Runner, plans: list[StepPlan]) -> list[StepOutcome]:
@@ -138,6 +144,8 @@ def test_outcomes_are_those_of_steps_that_wait_for_each_other(names: list[str]) 
     expected = in_turn(runner_of(Chain(), overlaps=False), plans)
     assert comparable(in_turn(runner_of(Chain(), overlaps=True), plans)) == comparable(expected)
     assert comparable(overlapped(runner_of(Chain(), overlaps=True), plans)) == comparable(expected)
+    beside = runner_of(Chain(), overlaps=True, lane=Beside())
+    assert comparable(overlapped(beside, plans)) == comparable(expected)
     assert all(len(outcome.tokens) for outcome in expected)
 
 

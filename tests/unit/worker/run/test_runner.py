@@ -1,5 +1,6 @@
 """A step over a model of our own making: what goes wrong with one sequence costs no other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,9 @@ class Successor:
     """The most probable token is the one after the last."""
 
     contexts: list[list[int]] = field(default_factory=list)
+
+    def prepare(self, *rest: Any) -> Callable[[Tensor], Tensor]:
+        return lambda token_ids: self.forward(token_ids, *rest)
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """One thread, plans in order, and nothing that a runner does can end it."""
 
 import threading
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +18,7 @@ class SlowStep:
 
     plan: StepPlan
     waits: bool = False
+    told: Future[None] | None = None
 
     def choose(self) -> None:
         pass
@@ -198,6 +199,7 @@ class DeviceStep:
     device: Device
     plan: StepPlan
     waits: bool = True
+    told: Future[None] | None = None
 
     def choose(self) -> None:
         self.device.note(f"choose {self.plan.step}")

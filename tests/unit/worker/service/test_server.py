@@ -47,7 +47,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 class Done:
     """A step that is done as soon as it begins."""
 
-    waits = False
+    waits, told = False, None
 
     def __init__(self, plan: StepPlan) -> None:
         self._plan = plan
