@@ -272,7 +272,7 @@ class NativeModel:
         """
         native = library.functions(self._dtype, kv.device)
         assert native is not None, "the library that packed the weights is still registered"
-        segments = None if lora is None else thin_segments(lora, self._dtype, lambda *_: True)
+        segments = None if lora is None else thin_segments(lora, self._dtype, lambda r, s: True)
         if segments is not None and segments.others:
             return None
         rows, threads = rotation[0].shape[0], torch.get_num_threads()

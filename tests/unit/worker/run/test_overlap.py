@@ -1,6 +1,7 @@
 """Steps that begin before the ones before them are read: the outcomes are the same."""
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ from adex_worker.run.last_tokens import last_tokens
 from adex_worker.run.runner import Runner
 from adex_worker.run.sample import Draws, Sampled
 from adex_worker.run.sampling_table import SamplingTable
+from adex_worker.run.steps import StepThread
 
 VOCABULARY, PAGES, TOKENS = 40, 64, 16
 STEPS = 14
@@ -147,6 +149,45 @@ def test_outcomes_are_those_of_steps_that_wait_for_each_other(names: list[str]) 
     beside = runner_of(Chain(), overlaps=True, lane=Beside())
     assert comparable(overlapped(beside, plans)) == comparable(expected)
     assert all(len(outcome.tokens) for outcome in expected)
+
+
+@pytest.mark.parametrize("names", [["greedy"], list(WISHES)])
+def test_a_step_thread_beside_its_lane_has_the_same_outcomes(names: list[str]) -> None:
+    plans = plans_of(*(WISHES[name] for name in names))
+    expected = in_turn(runner_of(Chain(), overlaps=False), plans)
+    steps = StepThread(runner_of(Chain(), overlaps=True, lane=Beside()))
+    outcomes, done = list[StepOutcome](), threading.Event()
+
+    def take(outcome: StepOutcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == len(plans):
+            done.set()
+
+    steps.start()
+    for plan in plans:
+        steps.submit(plan, take)
+    assert done.wait(60)
+    assert steps.stop(60)
+    assert comparable(outcomes) == comparable(expected)
+
+
+def test_a_pass_that_fails_on_the_lane_costs_its_sequences_and_the_next_ones_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    model = Chain()
+    running = runner_of(model, overlaps=True, lane=Beside())
+    first, other = (NewSequence(n, (3, 4), 2, 0, WISHES["greedy"]) for n in (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", fails)
+        outcome = running.run(StepPlan(0, (first,), (Span(1, 0, 2, True, (1,)),)))
+    assert [failure.sequence for failure in outcome.failures] == [1]
+    assert not len(outcome.tokens)
+    served = running.run(StepPlan(1, (other,), (Span(2, 0, 2, True, (2,)),), (1,)))
+    assert served.tokens.sequences == (2,)
+    assert not served.failures
 
 
 class NoQuestions(torch_dispatch.TorchDispatchMode):
