@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
@@ -25,19 +25,19 @@ from adex_scheduler.front.generation import (
     prepare,
 )
 from adex_scheduler.front.ports import Serving
-from adex_scheduler.front.prompts import rendered
+from adex_scheduler.front.prompts import beside_if_long, rendered
 from adex_scheduler.front.replies_openai import Echo, Envelope, Json
 from adex_scheduler.front.schema import ChatRequest, CompletionRequest, Prompt
 from adex_scheduler.front.schema_openai import parse_chat, parse_completion
-from adex_scheduler.front.sse import DONE, frame
+from adex_scheduler.front.sse import DONE, frame, json_bytes
 from adex_scheduler.front.visit import (
     SERVING,
     Visit,
     body_of_request,
     header_text,
-    json_reply,
     stream_reply,
     visit_of,
+    written_reply,
 )
 from adex_scheduler.text.tool_calls import CallForm, ToolCallReader
 
@@ -92,11 +92,15 @@ async def answer_completion(request: web.Request, body: Mapping[str, object]) ->
         ]
         return await _streamed(request, answering, choices)
     texts = await _gathered(answering)
-    told: list[Json] = []
-    for first in range(0, len(texts), asked.best_of):
-        for text in most_probable(texts[first : first + asked.best_of], asked.choices):
-            told.append(_completion_choice(answering, asked, len(told), first, text))
-    return _whole(answering, "text_completion", told)
+
+    def reply() -> Json:
+        told: list[Json] = []
+        for first in range(0, len(texts), asked.best_of):
+            for text in most_probable(texts[first : first + asked.best_of], asked.choices):
+                told.append(_completion_choice(answering, asked, len(told), first, text))
+        return {"choices": told}
+
+    return await _whole(answering, "text_completion", reply)
 
 
 def _completion_choice(
@@ -138,29 +142,35 @@ async def answer_chat(request: web.Request, body: Mapping[str, object]) -> web.S
         ]
         return await _streamed(request, answering, choices)
     texts = await _gathered(answering)
-    told: Json = {}
-    if asked.prompt_logprobs is not None:
-        ids, scores = answering.sequences[0].token_ids, texts[0].prompt_scores
-        told["prompt_logprobs"] = replies_openai.prompt_logprobs(
-            serving.tokenizer, ids, scores, asked.prompt_logprobs
+
+    def reply() -> Json:
+        told: Json = {}
+        if asked.prompt_logprobs is not None:
+            ids, scores = answering.sequences[0].token_ids, texts[0].prompt_scores
+            told["prompt_logprobs"] = replies_openai.prompt_logprobs(
+                serving.tokenizer, ids, scores, asked.prompt_logprobs
+            )
+        told["choices"] = replies_openai.chat_choices(
+            serving.tokenizer, answering.envelope.id, texts, readers, logprobs=asked.logprobs
         )
-    chosen = replies_openai.chat_choices(
-        serving.tokenizer, answering.envelope.id, texts, readers, logprobs=asked.logprobs
+        return told
+
+    return await _whole(answering, "chat.completion", reply)
+
+
+async def _whole(answering: Answering, kind: str, told: Callable[[], Json]) -> web.Response:
+    """The reply that is not streamed. Many scores are put into words beside the loop."""
+    usage = answering.usage(answering.visit.new_tokens)
+
+    def body() -> bytes:
+        return json_bytes({**answering.envelope.fields(kind), **told(), "usage": usage})
+
+    scores = sum(
+        len(one.token_ids) * (1 + one.sampling.prompt_logprobs)
+        for one in answering.sequences
+        if one.sampling.prompt_logprobs is not None
     )
-    return _whole(answering, "chat.completion", chosen, told)
-
-
-def _whole(
-    answering: Answering, kind: str, choices: list[Json], others: Json | None = None
-) -> web.Response:
-    """The reply that is not streamed."""
-    reply: Json = {
-        **answering.envelope.fields(kind),
-        "choices": choices,
-        "usage": answering.usage(answering.visit.new_tokens),
-        **(others or {}),
-    }
-    return json_reply(reply, _headers(answering))
+    return written_reply(await beside_if_long(scores, body), _headers(answering))
 
 
 def _reader(serving: Serving, asked: ChatRequest) -> ToolCallReader | None:
