@@ -284,7 +284,7 @@ class SharingAgainstContents(RuleBasedStateMachine):
             match = self.blocks.match((one.tenant, one.digest), [*offered, 9])
             assert len(match.pages) == one.offered
             assert match.idle == 0
-            owned += [*one.own_pages, *one.blocks[one.offered :]]
+            owned += one.blocks[one.offered :]
         for run in self.blocks.prefixes:
             owned += run.pages
             idle = [self.pool.is_loose(page) for page in run.pages]
@@ -295,6 +295,9 @@ class SharingAgainstContents(RuleBasedStateMachine):
         assert len(owned) == PAGES - self.pool.pages_free
         loose = sum(self.pool.is_loose(page) for page in range(PAGES))
         assert loose == self.blocks.available
+        # Whatever else there is can be had: nobody keeps a page that no living sequence reads.
+        read = {page for one in self.living for page in one.blocks}
+        assert loose == PAGES - len(read) - sum(map(len, self.taken))
 
 
 TestSharingAgainstContents = SharingAgainstContents.TestCase

@@ -89,21 +89,32 @@ class Blocks:
         self._pool.take_exact(start, stop)
 
     def offer(self, sequence: Sequence) -> None:
-        """Offer the sequence's full blocks for sharing, as far as they are computed for certain."""
-        first, full = sequence.offered, sequence.computed // self.block_tokens
-        if sequence.stand is None or full <= first:
+        """Offer the sequence's full blocks for sharing, as far as they are computed for certain.
+
+        Where another has offered the same, it waits until it ends: it reads only its own, and would
+        keep the other's from being taken as well.
+        """
+        stand = sequence.stand
+        if stand is None or self._tree.goes_on(stand, sequence.tokens, sequence.offered):
             return
-        sequence.stand, own, woken = self._tree.extend(
-            sequence.stand, sequence.tokens, sequence.blocks, first, full
-        )
-        sequence.offered = full
-        sequence.own_pages += own
-        self._pool.tighten(woken)
+        self._extend(sequence)
 
     def release(self, sequence: Sequence, now: float) -> None:
         """Give all blocks of the sequence back; no step in flight touches them."""
-        self.offer(sequence)
-        self._pool.give(sequence.own_pages + sequence.blocks[sequence.offered :])
+        double = self._extend(sequence)
+        self._pool.give(double + sequence.blocks[sequence.offered :])
         if sequence.stand is not None:
             self._pool.loosen(self._tree.leave(sequence.stand, now))
         sequence.forget_blocks()
+
+    def _extend(self, sequence: Sequence) -> list[int]:
+        """Offer all that can be. Returns: the pages whose blocks were on offer already."""
+        first, full = sequence.offered, sequence.computed // self.block_tokens
+        if sequence.stand is None or full <= first:
+            return []
+        sequence.stand, double, woken = self._tree.extend(
+            sequence.stand, sequence.tokens, sequence.blocks, first, full
+        )
+        sequence.offered = full
+        self._pool.tighten(woken)
+        return double

@@ -47,7 +47,7 @@ def _check_pages(core: SchedulerCore) -> None:
         for page in run.pages:
             own(page, f"prefix {run.key}")
     for sequence in core.sequences.values():
-        for page in (*sequence.own_pages, *sequence.blocks[sequence.offered :]):
+        for page in sequence.blocks[sequence.offered :]:
             own(page, f"sequence {sequence.number}")
     missing = set(range(core.pool.pages)) - owners.keys()
     assert not missing, f"pages lost: {sorted(missing)[:10]} of {len(missing)}"
@@ -110,9 +110,7 @@ def _check_stand(core: SchedulerCore, sequence: Sequence) -> None:
     pages = [page for run in runs for page in run.pages]
     offered = sequence.offered
     assert tokens == sequence.tokens[: offered * core.info.block_tokens], f"{sequence.number}"
-    assert len(pages) == offered, f"{sequence.number}"
-    own = [a for a, b in zip(sequence.blocks, pages, strict=False) if a != b]
-    assert own == sequence.own_pages, f"{sequence.number}"
+    assert pages == sequence.blocks[:offered], f"{sequence.number}"
 
 
 def _check_adapters(core: SchedulerCore) -> None:

@@ -111,17 +111,22 @@ class PrefixTree:
             node = node.above
         return last, woken
 
+    def goes_on(self, stand: Prefix, tokens: list[int], blocks: int) -> bool:
+        """Whether somebody's blocks go on from there as the tokens do behind so many blocks."""
+        start = blocks * self._block_tokens
+        return tuple(tokens[start : start + self._block_tokens]) in stand.below
+
     def extend(
         self, stand: Prefix, tokens: list[int], pages: list[int], first: int, stop: int
     ) -> tuple[Prefix, list[int], list[int]]:
         """Offer the blocks [first, stop) of all its `tokens` and `pages`, with which one user goes
         on from where it stands.
 
-        Returns: where it stands now; the pages whose blocks were on offer already, so that they
-        stay its own; and the pages that were idle until now.
+        Returns: where it stands now; the pages whose blocks were on offer already, so that nobody
+        else will read them; and the pages that were idle until now.
         """
         size = self._block_tokens
-        own: list[int] = []
+        double: list[int] = []
         woken: list[int] = []
         while first < stop:
             start = first * size
@@ -129,13 +134,13 @@ class PrefixTree:
             node = stand.below.get(key)
             if node is None:
                 new_tokens, new_pages = tokens[start : stop * size], pages[first:stop]
-                return self._grow(stand, key, new_tokens, new_pages), own, woken
+                return self._grow(stand, key, new_tokens, new_pages), double, woken
             within = self._common(node, tokens, start, min(len(node.pages), stop - first))
-            own += pages[first : first + within]
+            double += pages[first : first + within]
             first += within
             stand = node if within == len(node.pages) else self._split(node, within)
             woken += self._wake(stand)
-        return stand, own, woken
+        return stand, double, woken
 
     def leave(self, stand: Prefix, now: float) -> list[int]:
         """A user is gone from where it stood. Returns: the pages that are idle from now on."""

@@ -79,8 +79,8 @@ class Sequence:
 
     Positions [0, computed) are in the KV cache for certain; [0, planned) once the steps in flight
     have retired. While it decodes, `Decoding` counts what is planned, and `computed` follows when
-    it leaves the steps. `blocks` are pages in order, of which the first `offered` are shared: they
-    are those of the prefix at whose end it stands, but for `own_pages`, whose like were there.
+    it leaves the steps. `blocks` are pages in order, of which the first `offered` are shared: those
+    of the prefix at whose end it stands.
     """
 
     number: int
@@ -105,7 +105,6 @@ class Sequence:
     """Blocks that admission counted on for the tokens known, and that are not taken yet."""
     blocks: list[int] = field(default_factory=list[int])
     offered: int = 0
-    own_pages: list[int] = field(default_factory=list[int])
     stand: Prefix | None = None
     known_first: int = 0
     """Tokens known when it began to run: once these are computed, so is all but the last known."""
@@ -212,6 +211,5 @@ class Sequence:
     def forget_blocks(self) -> None:
         """It has none any more."""
         self.blocks.clear()
-        self.own_pages.clear()
         self.offered = 0
         self.stand = None
