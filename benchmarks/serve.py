@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
 WARM_UP_TOKENS = 4
+REQUESTS_MIN = 8
 START_S_MAX = 300.0
 
 
@@ -158,7 +159,8 @@ def _load(streams: int, adapters: int, prompts: list[list[int]], turn: int) -> L
     texts = tuple(" ".join(f"w{t}" for t in prompt) for prompt in prompts)
     names = tuple(adapter_name((i + turn * streams) % adapters) for i in range(adapters))
     new_tokens = NEW_TOKENS if turn else WARM_UP_TOKENS
-    return Load(streams, max(streams, min(adapters, 8)), texts, names, new_tokens)
+    # One stream asks as often in every row: the median of one request is too few numbers.
+    return Load(streams, max(streams, REQUESTS_MIN), texts, names, new_tokens)
 
 
 def _measure(
@@ -172,7 +174,9 @@ def _measure(
             for streams, adapters in keys:
                 progress.update(task, description=f"{streams} streams / {adapters} adapters")
                 # New prompts in every round keep a prefix cache from answering for the model.
-                prompts = _prompts(max(streams, 8), seed=number * 1000 + streams * 50 + adapters)
+                prompts = _prompts(
+                    max(streams, REQUESTS_MIN), seed=number * 1000 + streams * 50 + adapters
+                )
                 load = _load(streams, adapters, prompts, number)
                 timings = asyncio.run(run_round(url, load))
                 if number:
