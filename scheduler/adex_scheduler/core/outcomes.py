@@ -37,7 +37,8 @@ def apply_outcome(
     Those that `ended` while the step was under way keep nothing of it; preempted ones do. `ends`
     are the tokens that end any of the sequences.
     """
-    errors = _errors(flight, outcome)
+    as_owed = not outcome.failures and outcome.tokens.sequences == flight.owed
+    errors = {} if as_owed else _errors(flight, outcome)
     failed: list[tuple[Sequence, AdexError]] = []
     dropped = ended
     if errors:
@@ -53,7 +54,7 @@ def apply_outcome(
             sequence.computed = computed
             blocks.offer(sequence)
     tokens = outcome.tokens
-    if not errors and tokens.sequences == flight.owed:
+    if as_owed:
         # The one thing done for each token, in one go. Of those that have ended nobody reads it.
         deque(map(list[int].append, flight.gaining, tokens.token_ids), maxlen=0)
         tokens = tokens.without(dropped)
@@ -73,9 +74,7 @@ def _errors(flight: Flight, outcome: StepOutcome) -> dict[int, AdexError]:
     """By sequence, what the step failed with, and whose count of tokens is not what was owed."""
     answered, owed = outcome.tokens.sequences, flight.owed
     errors: dict[int, AdexError] = {f.sequence: f.error for f in outcome.failures}
-    if not errors and (
-        answered == owed or (len(answered) == len(owed) and set(answered) == set(owed))
-    ):
+    if not errors and len(answered) == len(owed) and set(answered) == set(owed):
         return errors
     due, gained = frozenset(owed), Counter(answered)
     for number in due | gained.keys():
