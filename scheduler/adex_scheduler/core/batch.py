@@ -58,7 +58,7 @@ class Draft:
     scored_left: int = STEP_SCORED_MAX
     arrived: list[NewSequence] = field(default_factory=list[NewSequence])
     spans: list[Span] = field(default_factory=list[Span])
-    decodes: Decodes = Decodes()
+    decodes: Decodes = field(default_factory=Decodes)
     pages_short: int = 0
 
 
