@@ -307,6 +307,8 @@ class Runner:
     def _fail_all(self, launched: Launched, error: Exception) -> None:
         """Whatever a pass raises costs its step's sequences and nothing else."""
         _LOG.error("step %d failed", launched.step, exc_info=error)
+        # A pass that is still computed writes to pages which the outcome gives to others.
+        self._lane.settle()
         shown = (
             error
             if isinstance(error, AdexError)

@@ -190,6 +190,39 @@ def test_a_pass_that_fails_on_the_lane_costs_its_sequences_and_the_next_ones_are
     assert not served.failures
 
 
+def test_a_step_whose_tokens_cannot_be_chosen_is_told_of_when_its_pass_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Held(Chain):
+        def forward(self, *rest: Any) -> Tensor:
+            begun.set()
+            assert released.wait(60)
+            seen.append("computed")
+            return super().forward(*rest)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no masks")
+
+    begun, released, seen = threading.Event(), threading.Event(), list[str]()
+    running = runner_of(Held(), overlaps=True, lane=Beside())
+    monkeypatch.setattr(running, "_masks", fails)
+    arrived = NewSequence(1, (3, 4), 2, 0, WISHES["greedy"])
+    step = running.begin(StepPlan(0, (arrived,), (Span(1, 0, 2, True, (1,)),)))
+    assert begun.wait(60)
+
+    def end() -> None:
+        step.choose()
+        seen.append(f"failed {[each.sequence for each in step.finish().failures]}")
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    # It may not end yet; who tells too early does so by then.
+    thread.join(0.3)
+    released.set()
+    thread.join(60)
+    assert seen == ["computed", "failed [1]"]
+
+
 class NoQuestions(torch_dispatch.TorchDispatchMode):
     """Nothing asks the device for a number, or for how many there are, which waits for it."""
 
