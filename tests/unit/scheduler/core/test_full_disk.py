@@ -14,6 +14,13 @@ def crowded(there: int, **changes: int) -> Desk:
     return desk
 
 
+def use(desk: Desk, name: str, count: int) -> None:
+    """So many adapters of 100 bytes are used, one after the other."""
+    for number in range(count):
+        desk.arrive(desk.publish(f"{name}{number}"), new=1)
+        desk.settle()
+
+
 def held(desk: Desk) -> int:
     return sum(version.bundle_bytes for version in desk.worker.disk.values())
 
@@ -32,9 +39,7 @@ def test_requests_for_more_adapters_than_a_full_disk_takes_are_all_served() -> N
 
 def test_many_at_once_make_room_once() -> None:
     desk = crowded(2000)
-    for number in range(20):
-        desk.arrive(desk.publish(f"a{number}"), new=1)
-        desk.settle()
+    use(desk, "a", 20)
     for number in range(8):
         desk.arrive(desk.publish(f"b{number}", size=30), new=1)
     desk.settle()
@@ -63,45 +68,33 @@ def test_what_an_operator_has_pinned_stays_on_a_full_disk() -> None:
     kept = desk.publish("kept", size=400)
     desk.pin(kept, tier=Tier.HOST)
     desk.settle()
-    for number in range(30):
-        desk.arrive(desk.publish(f"a{number}"), new=1)
-        desk.settle()
+    use(desk, "a", 30)
     assert desk.errors == {}
     assert "digest-kept" in desk.worker.disk
 
 
 def test_when_others_have_left_room_it_is_used_again() -> None:
     desk = crowded(1000, host_bytes=3000)
-    for number in range(30):
-        desk.arrive(desk.publish(f"a{number}"), new=1)
-        desk.settle()
+    use(desk, "a", 30)
     desk.worker.disk_bytes_there = 20_000
     desk.now += LOWERED_S
     desk.tell(Ticked())
-    for number in range(30):
-        desk.arrive(desk.publish(f"b{number}"), new=1)
-        desk.settle()
+    use(desk, "b", 30)
     assert held(desk) > 3000
 
 
 def test_another_worker_may_have_another_disk() -> None:
     desk = crowded(1000, host_bytes=3000)
-    for number in range(30):
-        desk.arrive(desk.publish(f"a{number}"), new=1)
-        desk.settle()
+    use(desk, "a", 30)
     desk.worker.disk_bytes_there = 20_000
     desk.reconnect()
-    for number in range(30):
-        desk.arrive(desk.publish(f"b{number}"), new=1)
-        desk.settle()
+    use(desk, "b", 30)
     assert held(desk) > 3000
 
 
 def test_a_name_is_tried_again_a_few_times_and_no_more() -> None:
     desk = Desk(disk_bytes=10_000)
-    for number in range(20):
-        desk.arrive(desk.publish(f"a{number}"), new=1)
-        desk.settle()
+    use(desk, "a", 20)
     before = desk.core.statistics().fetch_failures
     desk.worker.disk_bytes_there = 0
     number = desk.arrive(desk.publish("late"), new=1)
